@@ -1,0 +1,66 @@
+"""PostgreSQL advisory-lock leader election for Celery workers.
+
+    celery -A proj worker --pgleader
+
+Names are loaded when first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_pgleader.election import Change, Leadership, Term
+    from celery_pgleader.errors import ConfigurationError, NotificationError, PgLeaderError, ServerUnsuitable
+    from celery_pgleader.notifications.registry import on_notification
+    from celery_pgleader.signals import leadership_gained, leadership_lost
+    from celery_pgleader.standalone import LeaderElector
+    from celery_pgleader.tasks import LeaderOnlyTask
+    from celery_pgleader.worker import PgLeader
+
+_HOMES = {
+    "Change": "election",
+    "ConfigurationError": "errors",
+    "LeaderElector": "standalone",
+    "LeaderOnlyTask": "tasks",
+    "Leadership": "election",
+    "NotificationError": "errors",
+    "PgLeader": "worker",
+    "PgLeaderError": "errors",
+    "ServerUnsuitable": "errors",
+    "Term": "election",
+    "leadership_gained": "signals",
+    "leadership_lost": "signals",
+    "on_notification": "notifications.registry",
+}
+
+__all__ = [
+    "Change",
+    "ConfigurationError",
+    "LeaderElector",
+    "LeaderOnlyTask",
+    "Leadership",
+    "NotificationError",
+    "PgLeader",
+    "PgLeaderError",
+    "ServerUnsuitable",
+    "Term",
+    "leadership_gained",
+    "leadership_lost",
+    "on_notification",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - reading metadata takes milliseconds
+
+        return version("celery-pgleader")
+    if name in _HOMES:
+        return getattr(import_module(f"celery_pgleader.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

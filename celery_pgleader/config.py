@@ -1,0 +1,270 @@
+"""One frozen, validated `Config`, from the app's settings, the environment and the command line.
+
+Every setting is named `pgleader_<field>` in Celery's configuration, `PGLEADER_<FIELD>` in the environment
+and `--pgleader-<field>` on the command line. The later source wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from celery_pgleader.errors import ConfigurationError
+
+PREFIX = "pgleader_"
+
+# PostgreSQL cuts identifiers, and so channel names, at NAMEDATALEN - 1 bytes.
+MAX_CHANNEL_BYTES = 63
+MAX_ELECTION_CHARACTERS = 100
+MIN_TTL, MAX_TTL = 1.0, 86_400.0
+MIN_INTERVAL = 0.05
+INT64 = range(-(2**63), 2**63)
+
+# Any of these in the environment says where libpq should connect without a URL.
+LIBPQ_ENVIRONMENT = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that an election needs to know, checked.
+
+    Attributes:
+        database_url: libpq URL or keyword string of the database that holds the election. Several hosts are
+            allowed. Kept out of `repr`, since it may hold a password.
+        election: name of the election. Workers of one election compete, others do not.
+        lock: an explicit `bigint` lock key in place of the one derived from `election`, for fleets shared with
+            programs that take `pg_try_advisory_lock(bigint)`. Default: none.
+        ttl: seconds without a renewal after which the server ends a leader's session. Default 5.
+        renew_interval: seconds between a leader's renewals. Default: a fifth of `ttl`.
+        trust_margin: seconds before the end of `ttl` at which a leader stops trusting itself. Default: a tenth
+            of `ttl`.
+        poll_interval: seconds between a follower's attempts to become a successor. Default 10.
+        channels: task names by the channel whose notifications they get. Default: none.
+
+    Raises:
+        ConfigurationError: a value, or a relation between two, that cannot work; the message names the
+            setting, the value and the rule.
+
+    """
+
+    database_url: str = field(repr=False)
+    election: str = "default"
+    lock: int | None = None
+    ttl: float = 5.0
+    renew_interval: float = 0.0
+    trust_margin: float = 0.0
+    poll_interval: float = 10.0
+    channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read each value into its type, then check the values against each other."""
+        for name, read in READERS.items():
+            object.__setattr__(self, name, read(PREFIX + name, getattr(self, name)))
+        # Zero stands for "a share of the ttl", which is only known here.
+        if not self.renew_interval:
+            object.__setattr__(self, "renew_interval", self.ttl / 5)
+        if not self.trust_margin:
+            object.__setattr__(self, "trust_margin", self.ttl / 10)
+        self._check_relations()
+
+    @property
+    def trust_window(self) -> float:
+        """Seconds for which a leader trusts itself, from the start of a successful renewal."""
+        return self.ttl - self.trust_margin
+
+    @property
+    def database(self) -> str:
+        """Where the database is, in words and without any secret."""
+        parts = conninfo_to_dict(self.database_url)
+        hosts = parts.get("host") or parts.get("hostaddr") or "the default host"
+        return f"{parts.get('dbname', 'the default database')} on {hosts}"
+
+    def _check_relations(self) -> None:
+        if self.trust_margin >= self.ttl:
+            raise _refused("pgleader_trust_margin", self.trust_margin, f"must be below pgleader_ttl ({self.ttl:g})")
+        if self.renew_interval >= self.trust_window:
+            rule = (
+                f"must be below pgleader_ttl minus pgleader_trust_margin ({self.trust_window:g}),"
+                " or a leader would lose trust between two renewals"
+            )
+            raise _refused("pgleader_renew_interval", self.renew_interval, rule)
+
+    @classmethod
+    def from_app(cls, app: Any, options: Mapping[str, Any] | None = None) -> Config:
+        """Return the configuration of a Celery app.
+
+        Args:
+            app: the app, whose `conf` holds the `pgleader_*` settings.
+            options: values given on the command line, by field name; `None` stands for "not given".
+
+        Raises:
+            ConfigurationError: a bad value, an unknown setting, or no database to be found.
+
+        """
+        values: dict[str, Any] = {"election": app.main or "celery"}
+        values |= _settings(app.conf)
+        values |= _environment(os.environ)
+        values |= {name: value for name, value in (options or {}).items() if value is not None}
+        if not values.get("database_url"):
+            values["database_url"] = _django_database_url()
+        return cls(**values)
+
+
+def check_channel(setting: str, channel: object) -> str:
+    """Return `channel` if PostgreSQL would take it as a channel name.
+
+    Raises:
+        ConfigurationError: it would not; the message names `setting`.
+
+    """
+    if not isinstance(channel, str) or not channel or "\0" in channel:
+        raise _refused(setting, channel, "a channel name must be a non-empty string without NUL")
+    try:
+        size = len(channel.encode())
+    except UnicodeEncodeError:
+        raise _refused(setting, channel, "a channel name must be valid Unicode") from None
+    if size > MAX_CHANNEL_BYTES:
+        raise _refused(setting, channel, f"a channel name has at most {MAX_CHANNEL_BYTES} bytes, this one {size}")
+    return channel
+
+
+def _settings(conf: Mapping[str, Any]) -> dict[str, Any]:
+    known = {item.name for item in dataclasses.fields(Config)}
+    found = {}
+    for key in list(conf):
+        if key.startswith(PREFIX):
+            name = key.removeprefix(PREFIX)
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+                raise ConfigurationError(f"{key}: there is no such setting{hint}")
+            if conf[key] is not None:
+                found[name] = conf[key]
+    return found
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    names = (item.name for item in dataclasses.fields(Config) if item.name != "channels")
+    return {name: value for name in names if (value := environ.get(f"PGLEADER_{name.upper()}"))}
+
+
+def _django_database_url() -> str:
+    """Return the conninfo of Django's default database if it is Postgres, else nothing."""
+    if "django" not in sys.modules or not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return ""
+    from django.db import connection  # noqa: PLC0415 - Django is optional
+
+    if connection.vendor != "postgresql":
+        return ""
+    settings = connection.settings_dict
+    names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+    parts = {key: str(settings[name]) for key, name in names.items() if settings.get(name)}
+    # Django's OPTIONS mix libpq's keywords with its own and psycopg's; libpq's are the plain scalars.
+    for key, value in settings.get("OPTIONS", {}).items():
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            try:
+                make_conninfo("", **{key: value})
+            except ProgrammingError:
+                continue
+            parts[key] = str(value)
+    return make_conninfo("", **parts)
+
+
+def _refused(setting: str, value: object, rule: str) -> ConfigurationError:
+    return ConfigurationError(f"{setting} = {value!r}: {rule}")
+
+
+def _read_database_url(setting: str, value: object) -> str:
+    if not value:
+        if any(os.environ.get(name) for name in LIBPQ_ENVIRONMENT):
+            return ""
+        raise ConfigurationError(
+            f"{setting} is not set: give the URL of the Postgres database that holds the election,"
+            " such as postgresql://user@host/dbname"
+        )
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{setting}: must be a string, not {type(value).__name__}")
+    try:
+        conninfo_to_dict(value)
+    except (ProgrammingError, UnicodeEncodeError):
+        # libpq's own message would repeat a part of the URL, which may be the password.
+        raise ConfigurationError(
+            f"{setting} (value hidden): must be a libpq URL, such as postgresql://user@host/dbname,"
+            " or a keyword string, such as host=db dbname=shop"
+        ) from None
+    return value
+
+
+def _read_election(setting: str, value: object) -> str:
+    if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
+        raise _refused(setting, value, "must be a non-empty, printable name without surrounding blanks")
+    if len(value) > MAX_ELECTION_CHARACTERS:
+        raise _refused(setting, value, f"must have at most {MAX_ELECTION_CHARACTERS} characters")
+    return value
+
+
+def _read_lock(setting: str, value: object) -> int | None:
+    if value is None:
+        return None
+    rule = "must be a whole number that fits a Postgres bigint"
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _refused(setting, value, rule)
+    try:
+        number = int(value)
+    except ValueError:
+        raise _refused(setting, value, rule) from None
+    if number not in INT64:
+        raise _refused(setting, value, rule)
+    return number
+
+
+def _seconds(least: float, most: float = MAX_TTL, *, derived: bool = False) -> Callable[[str, object], float]:
+    def read(setting: str, value: object) -> float:
+        rule = f"must be a number of seconds from {least:g} to {most:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise _refused(setting, value, rule)
+        try:
+            seconds = float(value)
+        except (ValueError, OverflowError):
+            raise _refused(setting, value, rule) from None
+        # The class's own default; a zero that somebody wrote is as good a way to ask for it.
+        if derived and seconds == 0:
+            return 0.0
+        if math.isnan(seconds) or not least <= seconds <= most:
+            raise _refused(setting, value, rule)
+        return seconds
+
+    return read
+
+
+def _read_channels(setting: str, value: object) -> Mapping[str, tuple[str, ...]]:
+    if not isinstance(value, Mapping):
+        raise _refused(setting, value, 'must be a dict such as {"orders": "proj.tasks.on_order"}')
+    channels = {}
+    for channel, tasks in value.items():
+        names = (tasks,) if isinstance(tasks, str) else tuple(tasks) if isinstance(tasks, list | tuple) else ()
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise _refused(setting, {channel: tasks}, "each channel must have a task name, or a list of them")
+        channels[check_channel(setting, channel)] = names
+    return channels
+
+
+READERS: Mapping[str, Callable[[str, object], Any]] = {
+    "database_url": _read_database_url,
+    "election": _read_election,
+    "lock": _read_lock,
+    "ttl": _seconds(MIN_TTL),
+    "renew_interval": _seconds(MIN_INTERVAL, derived=True),
+    "trust_margin": _seconds(MIN_INTERVAL, derived=True),
+    "poll_interval": _seconds(MIN_INTERVAL),
+    "channels": _read_channels,
+}

@@ -1,0 +1,250 @@
+"""The thread that stands for one node in an election: it does what `state` says and reports back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from psycopg import Error
+
+from celery_pgleader.config import Config
+from celery_pgleader.election import state
+from celery_pgleader.election.leadership import Clock, Leadership, Term
+from celery_pgleader.election.lock_session import LockSession
+from celery_pgleader.election.state import Election, Event, Moment, Phase
+from celery_pgleader.errors import ServerUnsuitable
+
+LONGEST_PAUSE = 3600.0
+
+
+class Elector:
+    """Stands for a node in an election.
+
+    What it finds out is told to its `leadership`, which outlives every session and term.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        node: str | None = None,
+        *,
+        leadership: Leadership | None = None,
+        open_session: Callable[[Config, str], LockSession] = LockSession.open,
+        clock: Clock = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        logger: logging.Logger | None = None,
+    ) -> None:
+        """Prepare; nothing happens before `start`.
+
+        Args:
+            config: which election, where, and how fast.
+            node: who stands; by default host and process id.
+            leadership: who is told; by default a new one.
+            open_session: opens a session for the election.
+            clock: monotonic seconds.
+            jitter: draws from [0, 1).
+            logger: by default this module's.
+
+        """
+        self._config = config
+        self._node = node or f"{socket.gethostname()}-{os.getpid()}"
+        self._clock = clock
+        self._open_session = open_session
+        self._jitter = jitter
+        self._logger = logger or logging.getLogger(__name__)
+        self.leadership = leadership or Leadership(clock)
+        self._election = Election()
+        self._session: LockSession | None = None
+        # A SimpleQueue, because requests are also made in signal handlers.
+        self._requests: queue.SimpleQueue[state.Request] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._last_trouble = ""
+        self._loss = ""
+
+    @property
+    def phase(self) -> Phase:
+        """What the node is doing."""
+        return self._election.phase
+
+    @property
+    def node(self) -> str:
+        """Who stands."""
+        return self._node
+
+    def start(self) -> None:
+        """Begin to stand for the election, in a thread; return at once."""
+        if self._thread is None or not self._thread.is_alive():
+            self._requests = queue.SimpleQueue()
+            self._thread = threading.Thread(target=self._run, name="pgleader-elector", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Leave the election, letting go of the lock.
+
+        Args:
+            timeout: seconds to wait for that at most.
+
+        Returns:
+            Whether the elector has stopped.
+
+        """
+        self._requests.put(state.StopAsked())
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return thread is None
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def resign(self, stand_back: float | None = None) -> None:
+        """Let another node lead.
+
+        Args:
+            stand_back: seconds for which this node will not stand; by default a renew interval.
+
+        """
+        seconds = self._config.renew_interval if stand_back is None else stand_back
+        self._requests.put(state.ResignAsked(seconds))
+
+    def retire(self) -> None:
+        """Stand no more, but lead a term that was begun until `stop`. Safe in a signal handler."""
+        self._requests.put(state.RetireAsked())
+
+    def _run(self) -> None:
+        try:
+            self._stand()
+        except Exception:
+            # A bug; whoever acts for the leader must hear of it, and the lock must be free for others.
+            self._logger.exception("pgleader: the elector failed, this node no longer stands")
+            self._election = Election()
+            self.leadership.lose("the elector failed")
+        finally:
+            self._close(broken=True)
+
+    def _stand(self) -> None:
+        self._advance(state.Started())
+        while (command := state.command(self._election)) is not None:
+            try:
+                request = self._requests.get_nowait()
+            except queue.Empty:
+                self._advance(self._carry_out(command))
+            else:
+                self._loss = _reason(request)
+                self._advance(request)
+
+    def _advance(self, event: Event) -> None:
+        before, now = self._election, self._clock()
+        after = self._election = state.advance(before, event, Moment(now, self._config, self._jitter()))
+        if isinstance(event, state.Failed | state.NotHeld):
+            self._loss = event.reason if isinstance(event, state.Failed) else "the session no longer holds the lock"
+        if before.term is not None and after.term is None:
+            self._lost(before.term, now, late=now >= before.trusted_until)
+        elif after.term is not None and before.term is None:
+            self._gained(after.term, after.trusted_until, now - after.since)
+        elif after.term is not None:
+            self.leadership.extend(after.trusted_until)
+
+    def _gained(self, term: Term, trusted_until: float, waited: float) -> None:
+        self._last_trouble = ""
+        self._logger.info(
+            "pgleader: gained leadership (election %s, term %d) after %s",
+            term.election,
+            term.number,
+            _duration(waited),
+        )
+        self.leadership.gain(term, trusted_until, "elected")
+
+    def _lost(self, term: Term, now: float, *, late: bool) -> None:
+        reason = "no renewal within the trust window" if late else self._loss
+        self.leadership.lose(reason)
+        self._logger.info("pgleader: lost leadership (election %s, term %d): %s", term.election, term.number, reason)
+
+    def _carry_out(self, command: state.Command) -> Event:
+        try:
+            return self._attempt(command)
+        except (Error, OSError, ServerUnsuitable) as error:
+            reason = _first_line(error)
+            self._report_trouble(reason)
+            return state.Failed(reason)
+
+    def _attempt(self, command: state.Command) -> Event:  # noqa: PLR0911 - one return for each command
+        match command:
+            case state.Pause(until):
+                return self._pause(until)
+            case state.Connect():
+                self._session = self._open_session(self._config, self._node)
+                return state.Connected()
+            case state.TakePlace():
+                place = self._open.take_place()
+                return state.PlacesFull() if place is None else state.PlaceTaken(place)
+            case state.AwaitLock():
+                granted = self._open.await_lock(lambda: not self._requests.empty())
+                return state.LockGranted() if granted else state.SliceOver()
+            case state.MintTerm(place):
+                asked_at = self._clock()
+                minted = self._open.mint_term(place)
+                if minted is None:
+                    return state.NotHeld()
+                number, backend_pid = minted
+                return state.TermMinted(Term(number, self._config.election, self._node, backend_pid), asked_at)
+            case state.Renew(term, trusted_until):
+                asked_at = self._clock()
+                held = self._open.renew(term.backend_pid, trusted_until - asked_at)
+                return state.Renewed(asked_at) if held else state.NotHeld()
+            case state.Release(broken):
+                self._close(broken=broken)
+                return state.Released()
+
+    @property
+    def _open(self) -> LockSession:
+        assert self._session is not None
+        return self._session
+
+    def _pause(self, until: float) -> Event:
+        try:
+            request = self._requests.get(timeout=max(0.0, min(until - self._clock(), LONGEST_PAUSE)))
+        except queue.Empty:
+            return state.Elapsed()
+        self._loss = _reason(request)
+        return request
+
+    def _close(self, *, broken: bool) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        if not broken:
+            # Those who act for the leader end what they are in the middle of before anybody else may begin.
+            self.leadership.settle(self._config.renew_interval)
+            session.release()
+        session.close()
+
+    def _report_trouble(self, reason: str) -> None:
+        # An outage is one line, not one for each attempt.
+        level = logging.DEBUG if reason == self._last_trouble else logging.WARNING
+        self._last_trouble = reason
+        self._logger.log(
+            level, "pgleader: no session with %s (election %s): %s", self._config.database, self._config.election, reason
+        )
+
+
+def _reason(request: state.Request) -> str:
+    match request:
+        case state.ResignAsked():
+            return "resigned"
+        case state.RetireAsked() | state.StopAsked():
+            return "stopped"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"  # noqa: PLR2004 - ten minutes

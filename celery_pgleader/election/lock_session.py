@@ -1,0 +1,129 @@
+"""The Postgres session that does nothing but the election."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from psycopg import Error, sql
+
+from celery_pgleader.config import Config
+from celery_pgleader.election import sql as statements
+from celery_pgleader.election.lock_key import PLACES, leader_key, place_key
+from celery_pgleader.errors import ServerUnsuitable
+from celery_pgleader.postgres import Session, open_session
+
+OLDEST_VERSION = 140_000
+MIN_SLICE, MAX_SLICE = 0.05, 0.9
+APPLICATION_NAME_BYTES = 63
+RELEASE_TIMEOUT = 1.0
+
+
+class LockSession:
+    """One session of one node, in which it waits for the election's lock, holds it and lets it go."""
+
+    def __init__(self, config: Config, session: Session, node: str) -> None:
+        """Take over an open session.
+
+        Raises:
+            ServerUnsuitable: the server cannot hold an election.
+            psycopg.Error: the session failed.
+
+        """
+        self._config = config
+        self._session = session
+        self._key = leader_key(config)
+        self._leading_name = session_name("leader", node)
+        self._slice = self._greet()
+
+    @classmethod
+    def open(cls, config: Config, node: str) -> LockSession:
+        """Open a session.
+
+        Raises:
+            ServerUnsuitable: the server cannot hold an election.
+            psycopg.Error: no session could be had.
+
+        """
+        name = session_name("follower", node)
+        session = open_session(config.database_url, name, unresponsive_after=config.ttl)
+        try:
+            return cls(config, session, node)
+        except BaseException:
+            session.close()
+            raise
+
+    def take_place(self) -> int | None:
+        """Try to take one of the places; return which, or none if they are full."""
+        first, second = (place_key(self._config, place).as_arguments() for place in PLACES)
+        query = statements.TAKE_PLACE.format(first=first, second=second)
+        with self._session.bounded(self._config.ttl):
+            row = self._session.execute(query, {"ttl_ms": _milliseconds(self._config.ttl)}).fetchone()
+        place: int | None = row[0] if row else None
+        return place
+
+    def await_lock(self, interrupted: Callable[[], bool]) -> bool:
+        """Wait for the lock for one slice; tell whether it was granted.
+
+        Args:
+            interrupted: asked about ten times a second; once it says yes, the slice ends.
+
+        """
+        query = statements.AWAIT_LOCK.format(
+            slice=sql.Literal(f"{_milliseconds(self._slice)}ms"),
+            key=self._key.as_arguments(),
+            name=sql.Literal(self._leading_name),
+        )
+        with self._session.bounded(self._slice + self._config.ttl, interrupted):
+            self._session.execute(query)
+        return self._session.info.parameter_status("application_name") == self._leading_name
+
+    def mint_term(self, place: int) -> tuple[int, int] | None:
+        """Return a new term and the backend's pid, or none if the lock is not held."""
+        query = statements.MINT_TERM.format(place=place_key(self._config, place).as_arguments())
+        with self._session.bounded(self._config.trust_window):
+            row = self._session.execute(query, self._key_columns()).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def renew(self, backend_pid: int, seconds: float) -> bool:
+        """Tell whether the lock is still held, by this backend; raise `DeadlinePassed` after `seconds`."""
+        with self._session.bounded(seconds):
+            cursor = self._session.execute(statements.RENEW, {"backend_pid": backend_pid, **self._key_columns()})
+            return cursor.fetchone() is not None
+
+    def release(self) -> None:
+        """Let go of every lock at once, without waiting for the server to see that the session has ended."""
+        with contextlib.suppress(Error), self._session.bounded(RELEASE_TIMEOUT):
+            self._session.execute(statements.RELEASE)
+
+    def close(self) -> None:
+        """End the session."""
+        self._session.close()
+
+    def _greet(self) -> float:
+        """Make the session fit for an election; return how many seconds a slice may last."""
+        # A follower that is not a successor is heard of once a poll interval.
+        idle = 2 * self._config.poll_interval + self._config.ttl
+        with self._session.bounded(self._config.ttl):
+            row = self._session.execute(statements.GREET, {"idle_ms": _milliseconds(idle)}).fetchone()
+        assert row is not None
+        version, is_standby, deadlock_timeout = row[:3]
+        if version < OLDEST_VERSION:
+            raise ServerUnsuitable(f"PostgreSQL 14 or later is needed, this server is {version // 10_000}")
+        if is_standby:
+            raise ServerUnsuitable("this server is a standby; an election is held on the primary")
+        return max(MIN_SLICE, min(MAX_SLICE, 0.9 * float(deadlock_timeout)))
+
+    def _key_columns(self) -> dict[str, int]:
+        return {"classid": self._key.classid, "objid": self._key.objid, "objsubid": self._key.objsubid}
+
+
+def session_name(purpose: str, node: str) -> str:
+    """Return the `application_name` of a session, cut and cleaned as Postgres would do it."""
+    name = f"pgleader {purpose} {node}"
+    clean = "".join(c if " " <= c <= "~" else "?" for c in name)
+    return clean[:APPLICATION_NAME_BYTES]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

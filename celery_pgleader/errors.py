@@ -1,0 +1,29 @@
+"""The errors that celery-pgleader raises.
+
+    PgLeaderError
+    ├── ConfigurationError    a setting, or two settings together, that cannot work
+    ├── ServerUnsuitable      a Postgres server on which no election can be held
+    └── NotificationError     a notification that cannot be sent as it was given
+"""
+
+from __future__ import annotations
+
+
+class PgLeaderError(Exception):
+    """Something in celery-pgleader went wrong."""
+
+    def __str__(self) -> str:
+        """Return the message given, or the class's own description."""
+        return super().__str__() or (type(self).__doc__ or "").strip()
+
+
+class ConfigurationError(PgLeaderError, ValueError):
+    """A setting, or two settings together, cannot work."""
+
+
+class ServerUnsuitable(PgLeaderError):
+    """This Postgres server cannot hold an election."""
+
+
+class NotificationError(PgLeaderError, ValueError):
+    """The notification cannot be sent as it was given."""

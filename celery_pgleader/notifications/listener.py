@@ -1,0 +1,71 @@
+"""Hears notifications while this node leads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from psycopg import sql
+
+from celery_pgleader.config import Config
+from celery_pgleader.election.leadership import Leadership, Term
+from celery_pgleader.election.lock_session import session_name
+from celery_pgleader.notifications.payload import Notification
+from celery_pgleader.postgres import Session, open_session
+
+GLANCE = 0.1
+
+
+class Listener:
+    """LISTENs on channels, in a session of its own, for one term at a time.
+
+    Only a leader listens: each idle listener slows every NOTIFY of the database down.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        leadership: Leadership,
+        channels: Iterable[str],
+        handle: Callable[[Notification, Term], None],
+    ) -> None:
+        """Prepare; nothing is heard before `run`.
+
+        Args:
+            config: which database.
+            leadership: asked before each notification is handed over.
+            channels: the channels, by their exact names.
+            handle: gets each notification, in order; must not raise.
+
+        """
+        self._config = config
+        self._leadership = leadership
+        self._channels = tuple(channels)
+        self._handle = handle
+
+    def run(self, term: Term, ended: threading.Event) -> None:
+        """Listen until the term ends.
+
+        Raises:
+            psycopg.Error: the session failed; what was sent in the meantime is lost.
+
+        """
+        name = session_name("listener", term.node)
+        with open_session(self._config.database_url, name, unresponsive_after=self._config.ttl) as session:
+            for channel in self._channels:
+                session.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+            while not ended.is_set():
+                self._hear(session, term, ended)
+                # A connection cut without a word looks like silence; only an answer proves that it is not.
+                if not ended.is_set():
+                    with session.bounded(self._config.ttl):
+                        session.execute("select 1")
+
+    def _hear(self, session: Session, term: Term, ended: threading.Event) -> None:
+        until = time.monotonic() + self._config.ttl
+        while not ended.is_set() and time.monotonic() < until:
+            for heard in session.notifies(timeout=GLANCE):
+                if not self._leadership.trusted(term):
+                    return
+                self._handle(Notification(heard.channel, heard.payload, heard.pid), term)

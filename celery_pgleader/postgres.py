@@ -1,0 +1,133 @@
+"""How every session with Postgres is opened, bounded and kept out of forked children."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+from psycopg import waiting
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+Error = psycopg.Error
+
+CONNECT_TIMEOUT = 5
+CANCEL_TIMEOUT = 1.0
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+class DeadlinePassed(psycopg.OperationalError):
+    """The server did not answer in time."""
+
+
+def _never() -> bool:
+    return False
+
+
+class Session(psycopg.Connection[Any]):
+    """A psycopg connection in autocommit mode, whose waits for the server can be bounded and cut short."""
+
+    _deadline: float | None = None
+    _interrupted: Callable[[], bool] = staticmethod(_never)
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        """Wait as psycopg does, but keep to the bounds of `bounded`."""
+        return super().wait(self._watched(gen), *args, **kwargs)
+
+    @contextmanager
+    def bounded(self, seconds: float, interrupted: Callable[[], bool] = _never) -> Iterator[None]:
+        """Bound what is run inside the block.
+
+        Args:
+            seconds: after these without an answer `DeadlinePassed` is raised. The session is then of no use
+                but to be closed, since the statement may still be under way.
+            interrupted: asked about ten times a second; once it says yes, the statement is cancelled.
+
+        """
+        self._deadline, self._interrupted = time.monotonic() + seconds, interrupted
+        try:
+            yield
+        finally:
+            self._deadline, self._interrupted = None, _never
+
+    def is_alive(self) -> bool:
+        """Tell whether the server still holds the other end, as far as can be seen without asking it."""
+        if self.closed:
+            return False
+        try:
+            self.pgconn.consume_input()
+        except psycopg.Error:
+            return False
+        return True
+
+    def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        ready = None
+        cancelled = False
+        while True:
+            try:
+                wanted = gen.send(ready)
+            except StopIteration as stop:
+                return stop.value
+            ready = yield wanted
+            if self._deadline is not None and not ready and time.monotonic() >= self._deadline:
+                raise DeadlinePassed("the server did not answer in time")
+            if not cancelled and self._interrupted():
+                cancelled = True
+                with suppress(psycopg.Error):
+                    self.cancel_safe(timeout=CANCEL_TIMEOUT)
+
+
+def open_session(database_url: str, application_name: str, *, unresponsive_after: float) -> Session:
+    """Open a session in autocommit mode.
+
+    Args:
+        database_url: libpq URL or keyword string; what it sets itself is left as it is.
+        application_name: shown in `pg_stat_activity`.
+        unresponsive_after: seconds after which the operating system may give up a connection whose other end
+            acknowledges nothing.
+
+    Raises:
+        psycopg.Error: no session could be had.
+
+    """
+    _make_waits_cooperative()
+    given = conninfo_to_dict(database_url)
+    wanted = {
+        "application_name": application_name,
+        "client_encoding": "utf8",
+        "connect_timeout": CONNECT_TIMEOUT,
+        "tcp_user_timeout": round(unresponsive_after * 1000),
+    }
+    conninfo = make_conninfo(database_url, **{key: value for key, value in wanted.items() if key not in given})
+    # No prepared statements: they would be of use to none of the few statements that are ever sent.
+    session = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
+    _sessions.add(session)
+    return session
+
+
+def _make_waits_cooperative() -> None:
+    """Keep psycopg from blocking eventlet's hub: its C waiting loop knows nothing of green threads."""
+    if "eventlet" in sys.modules:
+        from eventlet.patcher import is_monkey_patched  # noqa: PLC0415 - only where it is in use
+
+        if is_monkey_patched("select"):
+            waiting.wait = waiting.wait_selector
+
+
+def _close_inherited_sockets() -> None:
+    # A forked pool child that kept the socket would keep the session, and so the lock, alive after its
+    # parent was killed. psycopg itself never ends a session from a process that did not open it.
+    for session in list(_sessions):
+        with suppress(psycopg.Error, OSError):
+            os.close(session.fileno())
+    _sessions.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_sockets)

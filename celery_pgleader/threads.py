@@ -1,0 +1,54 @@
+"""The one kind of thread that hands things over: an inbox."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Inbox(Generic[T]):
+    """Hands items, one at a time and in order, to a function in a thread of its own.
+
+    Putting an item never blocks, so a slow function holds up nobody but its own inbox. An error that the
+    function raises is logged, and the next item is handled.
+    """
+
+    def __init__(self, name: str, handle: Callable[[T], object], log: logging.Logger = logger) -> None:
+        """Prepare the inbox; nothing is handled before `start`."""
+        self._name = name
+        self._handle = handle
+        self._logger = log
+        self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to handle what was put and what will be."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+
+    def put(self, item: T) -> None:
+        """Leave an item to be handled."""
+        self._items.put(item)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Handle what was put so far, then end; wait for that at most `timeout` seconds."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._items.put(None)
+            if thread is not threading.current_thread():
+                thread.join(timeout)
+
+    def _run(self) -> None:
+        while (item := self._items.get()) is not None:
+            try:
+                self._handle(item)
+            except Exception:
+                self._logger.exception("pgleader: %s failed", self._name)
