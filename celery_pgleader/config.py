@@ -110,13 +110,22 @@ class Config:
             ConfigurationError: a bad value, an unknown setting, or no database to be found.
 
         """
-        values: dict[str, Any] = {"election": app.main or "celery"}
-        values |= _settings(app.conf)
-        values |= _environment(os.environ)
+        values = {"election": _default_election(app), **_settings(app.conf), **_environment(os.environ)}
         values |= {name: value for name, value in (options or {}).items() if value is not None}
         if not values.get("database_url"):
             values["database_url"] = _django_database_url()
         return cls(**values)
+
+
+def election_of(app: Any) -> str:
+    """Return the name of an app's election, also where no database is configured.
+
+    Raises:
+        ConfigurationError: the name cannot be one.
+
+    """
+    name = os.environ.get("PGLEADER_ELECTION") or app.conf.get("pgleader_election") or _default_election(app)
+    return _read_election("pgleader_election", name)
 
 
 def check_channel(setting: str, channel: object) -> str:
@@ -135,6 +144,11 @@ def check_channel(setting: str, channel: object) -> str:
     if size > MAX_CHANNEL_BYTES:
         raise _refused(setting, channel, f"a channel name has at most {MAX_CHANNEL_BYTES} bytes, this one {size}")
     return channel
+
+
+def _default_election(app: Any) -> str:
+    # So that two apps which share a database do not compete.
+    return app.main or "celery"
 
 
 def _settings(conf: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,12 +94,16 @@ class Elector:
             Whether the elector has stopped.
 
         """
-        self._requests.put(state.StopAsked())
+        self.leave()
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return thread is None
         thread.join(timeout)
         return not thread.is_alive()
+
+    def leave(self) -> None:
+        """Ask for what `stop` does without waiting for it. Safe in a signal handler."""
+        self._requests.put(state.StopAsked())
 
     def resign(self, stand_back: float | None = None) -> None:
         """Let another node lead.

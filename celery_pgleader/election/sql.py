@@ -69,3 +69,19 @@ select 1
 """
 
 RELEASE = "select pg_advisory_unlock_all()"
+
+# Who holds the lock and the places.
+HOLDERS = """
+select case when l.classid = %(classid)s::bigint::oid and l.objid = %(objid)s::bigint::oid
+                 and l.objsubid = %(objsubid)s then 'leader' else 'successor' end as role,
+       a.application_name,
+       l.pid,
+       to_char(a.backend_start at time zone 'utc', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+  from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'advisory' and l.granted
+   and l.database = (select oid from pg_database where datname = current_database())
+   and (l.classid = %(classid)s::bigint::oid and l.objid = %(objid)s::bigint::oid and l.objsubid = %(objsubid)s
+        or l.objsubid = 2 and l.objid = %(place_objid)s::bigint::oid
+           and l.classid between %(first_place)s::bigint::oid and %(last_place)s::bigint::oid)
+ order by role, l.classid
+"""

@@ -1,0 +1,1 @@
+"""The command line: `--pgleader` for the worker, and `celery -A proj pgleader ...`."""

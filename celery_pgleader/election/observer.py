@@ -1,0 +1,57 @@
+"""Who holds an election's locks, seen from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery_pgleader.config import Config
+from celery_pgleader.election.lock_key import PLACES, leader_key, place_key
+from celery_pgleader.election.lock_session import session_name
+from celery_pgleader.election.sql import HOLDERS
+from celery_pgleader.postgres import open_session
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A lock of the election and who holds it.
+
+    Attributes:
+        role: leader or successor.
+        node: who, as far as its session's name tells; cut to what Postgres shows.
+        backend_pid: the session.
+        connected_at: when the session began, ISO 8601.
+
+    """
+
+    role: str
+    node: str
+    backend_pid: int
+    connected_at: str
+
+
+def observe(config: Config) -> list[Seat]:
+    """Return who leads and who is next.
+
+    Raises:
+        psycopg.Error: the database could not be asked.
+
+    """
+    key = leader_key(config)
+    place = place_key(config, PLACES[0])
+    parameters = {
+        "classid": key.classid,
+        "objid": key.objid,
+        "objsubid": key.objsubid,
+        "first_place": place.classid,
+        "last_place": place_key(config, PLACES[-1]).classid,
+        "place_objid": place.objid,
+    }
+    with open_session(config.database_url, session_name("status", ""), unresponsive_after=config.ttl) as session:
+        rows = session.execute(HOLDERS, parameters).fetchall()
+    return [Seat(role, _node(name), pid, since) for role, name, pid, since in rows]
+
+
+def _node(application_name: str | None) -> str:
+    # "pgleader <role> <node>"; a program of another kind may hold the lock, or a role whose sessions we may not see.
+    words = (application_name or "").split(" ", 2)
+    return words[2] if len(words) == 3 and words[0] == "pgleader" else application_name or "unknown"  # noqa: PLR2004

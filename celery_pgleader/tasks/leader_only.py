@@ -1,0 +1,43 @@
+"""Which tasks are leader-only, and that their messages go to the leader queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task
+
+from celery_pgleader.config import election_of
+
+STRATEGY = "celery_pgleader.tasks.strategy:leader_only"
+
+
+def queue_name(election: str) -> str:
+    """Return the name of an election's leader queue."""
+    return f"leader.{election}"
+
+
+class LeaderOnlyTask(Task):  # type: ignore[misc]  # Celery is untyped
+    """Base class of tasks that run on the leader only.
+
+    The same as `@app.task(leader_only=True)`, and known as such also to programs that only send tasks and
+    neither run a worker nor call `PgLeader(app)`.
+    """
+
+    abstract = True
+    leader_only = True
+    Strategy = STRATEGY
+
+    @property
+    def queue(self) -> str:
+        """The leader queue of the app's election."""
+        return queue_name(election_of(self.app))
+
+
+def route_leader_only_tasks(app: Any, election: str) -> None:
+    """Send the app's tasks that are marked `leader_only=True` to the leader queue from now on."""
+    for task in app.tasks.values():
+        if getattr(task, "leader_only", False) and not isinstance(task, LeaderOnlyTask):
+            task.queue = queue_name(election)
+            task.Strategy = STRATEGY
+            # Celery keeps what it once read of the attributes.
+            task._exec_options = None  # noqa: SLF001

@@ -1,0 +1,84 @@
+"""The leader queue, which only the leader consumes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker import state
+
+from celery_pgleader.election import Change, Leadership
+
+
+class LeaderQueue:
+    """Has a worker's consumer consume the leader queue while the worker leads, and not otherwise.
+
+    A consumer may only be touched in the worker's main loop. What is not called from there asks for `reconcile` to be
+    called there; since such calls may come late and in any order, it looks at how things are, not at what happened.
+    """
+
+    def __init__(self, name: str, leadership: Leadership) -> None:
+        """Prepare.
+
+        Args:
+            name: of the queue.
+            leadership: says whether to consume.
+
+        """
+        self.name = name
+        self._leadership = leadership
+        self._consumer: Any = None
+        self._closed = False
+
+    def attach(self, consumer: Any) -> None:
+        """Take over a consumer that has just connected."""
+        self._consumer = consumer
+        self.reconcile()
+
+    def detach(self) -> None:
+        """Let go of a consumer that is about to reconnect or stop, and see that it does not resume the queue."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            self.leave_out(consumer.app)
+
+    def leave_out(self, app: Any) -> None:
+        """Take the queue out of those that a worker consumes by itself."""
+        app.amqp.queues.deselect([self.name])
+
+    def close(self) -> None:
+        """Consume no more, whoever leads. Safe in a signal handler."""
+        self._closed = True
+        self._ask_for_reconcile()
+
+    def is_busy(self) -> bool:
+        """Tell whether a leader-only task was received and has not ended."""
+        try:
+            requests = list(state.reserved_requests)
+        except RuntimeError:
+            # The main loop is changing the set at this very moment, so the worker is at work.
+            return True
+        return any(getattr(request.task, "leader_only", False) for request in requests)
+
+    def on_change(self, _change: Change) -> None:
+        """Follow the leadership."""
+        self._ask_for_reconcile()
+
+    def reconcile(self) -> None:
+        """Consume or not, as it should be now. To be called in the worker's main loop only."""
+        consumer = self._consumer
+        if consumer is None or consumer.task_consumer is None:
+            return
+        wanted = self._leadership.trusted() and not self._closed
+        consuming = consumer.task_consumer.consuming_from(self.name)
+        if wanted and not consuming:
+            queues = consumer.app.amqp.queues
+            if self.name not in queues:
+                # As publishers declare it, even where task_create_missing_queues is off.
+                queues.add(queues.new_missing(self.name))
+            consumer.add_task_queue(self.name)
+        elif consuming and not wanted:
+            consumer.cancel_task_queue(self.name)
+
+    def _ask_for_reconcile(self) -> None:
+        consumer = self._consumer
+        if consumer is not None:
+            consumer.call_soon(self.reconcile)

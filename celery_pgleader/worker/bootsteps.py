@@ -1,0 +1,114 @@
+"""The steps that `celery worker` takes with `--pgleader`.
+
+The election belongs to the worker's blueprint, which outlives the connection to the broker; the leader queue belongs to
+the consumer's, which is torn down and built again at every reconnect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from celery import bootsteps
+from celery.signals import worker_shutting_down
+
+from celery_pgleader.errors import ConfigurationError
+
+OPTION_PREFIX = "pgleader_"
+
+
+class WorkerRefused(click.ClickException, ConfigurationError):
+    """The worker cannot take part as it was asked to.
+
+    On the command line Click shows it as one line; a program that builds a worker gets a `ConfigurationError`.
+    """
+
+
+class ElectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Takes part in the election."""
+
+    label = "PgLeader"
+    conditional = True
+    # After the first fork, so that pool children inherit neither threads nor sockets.
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, pgleader: bool | None = None, beat: bool = False, **options: Any) -> None:
+        """Check the configuration, so that a worker that cannot take part does not start."""
+        worker.pgleader = None
+        self.enabled = getattr(worker.app, "pgleader", None) is not None if pgleader is None else pgleader
+        if self.enabled:
+            self._config = self._read_config(worker.app, beat=beat, options=options)
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> Any:
+        """Put the worker's part in the election together."""
+        from celery_pgleader.worker.participant import Participant  # noqa: PLC0415 - psycopg only where it is used
+
+        worker.pgleader = Participant(worker, self._config)
+        worker_shutting_down.connect(self._on_shutting_down, sender=worker.hostname)
+        return worker.pgleader
+
+    def start(self, worker: Any) -> None:
+        """Begin to stand."""
+        worker.pgleader.start()
+
+    def close(self, worker: Any) -> None:
+        """Stand no more. Celery's shutdown would end here if this raised."""
+        if worker.pgleader is not None:
+            worker.pgleader.wind_down()
+            worker.pgleader.drain()
+
+    def stop(self, worker: Any) -> None:
+        """Do nothing more: the pool's tasks still run, and those that are leader-only need the lock."""
+
+    def terminate(self, worker: Any) -> None:
+        """Leave at once: the pool's tasks are gone."""
+        worker.pgleader.leave()
+
+    def info(self, worker: Any) -> dict[str, Any]:
+        """Return this worker's part of `celery inspect stats`."""
+        return {"pgleader": worker.pgleader.info()} if worker.pgleader is not None else {}
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        # Runs in a signal handler, before anything else of the shutdown.
+        if self.obj is not None:
+            self.obj.wind_down()
+
+    def _read_config(self, app: Any, *, beat: bool, options: dict[str, Any]) -> Any:
+        from celery_pgleader.config import Config  # noqa: PLC0415 - psycopg only where it is used
+
+        if beat:
+            raise WorkerRefused("--pgleader takes the place of -B (--beat): the leader runs the schedule; drop -B")
+        given = {k.removeprefix(OPTION_PREFIX): v for k, v in options.items() if k.startswith(OPTION_PREFIX)}
+        try:
+            return Config.from_app(app, given)
+        except ConfigurationError as error:
+            raise WorkerRefused(str(error)) from error
+
+
+class LeaderQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Has the leader queue consumed while this worker leads."""
+
+    label = "PgLeaderQueue"
+    conditional = True
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        """Nothing to prepare."""
+        super().__init__(consumer, **options)
+
+    def include_if(self, consumer: Any) -> bool:
+        """Tell whether the worker takes part in the election."""
+        return getattr(consumer.controller, "pgleader", None) is not None
+
+    def start(self, consumer: Any) -> None:
+        """Follow the leadership with a new connection to the broker."""
+        consumer.controller.pgleader.leader_queue.attach(consumer)
+
+    def stop(self, consumer: Any) -> None:
+        """Let go of a connection."""
+        consumer.controller.pgleader.leader_queue.detach()
+
+    def shutdown(self, consumer: Any) -> None:
+        """Leave the election: of all hooks, this alone is called last in every pool and for every signal."""
+        consumer.controller.pgleader.stop()
