@@ -1,0 +1,437 @@
+"""The facts of the election, each with a real Postgres and, where one has to die or hang, a real process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from celery_pgleader.config import Config
+from celery_pgleader.election import Change, Elector, Leadership
+from celery_pgleader.election.observer import observe
+from celery_pgleader.election.state import Phase
+from example_app.servers import EmbeddedPostgres
+from tests.support.eventually import eventually
+from tests.support.fleet import Fleet, Member, gathered
+
+PATIENCE = 30.0
+LOCK = 4242
+
+
+class Standing:
+    """Electors of one election in this process, and all that they were told."""
+
+    def __init__(self, stack: ExitStack, url: str, **settings: Any) -> None:
+        """Begin without an elector."""
+        self._stack = stack
+        self.config = Config(database_url=url, **settings)
+        self.electors: list[Elector] = []
+        self.changes: list[Change] = []
+
+    def add(self, node: str) -> Elector:
+        """Start an elector."""
+        elector = Elector(self.config, node, leadership=Leadership())
+        elector.leadership.subscribe(self.changes.append)
+        elector.start()
+        self._stack.callback(elector.stop, PATIENCE)
+        self.electors.append(elector)
+        return elector
+
+    def await_leader(self, *, other_than: Elector | None = None) -> Elector:
+        """Wait until somebody leads, and nobody else does."""
+
+        def leaders() -> list[Elector]:
+            return [e for e in self.electors if e is not other_than and e.leadership.trusted()]
+
+        eventually(leaders, timeout=PATIENCE)
+        (leader,) = leaders()
+        return leader
+
+    def assert_sound(self) -> None:
+        """Check that terms rose, and that no two overlapped."""
+        gained = [change.term.number for change in self.changes if change.gained]
+        assert gained == sorted(set(gained))
+        led = None
+        for change in self.changes:
+            assert (led is None) == change.gained, self.changes
+            led = change.term if change.gained else None
+
+
+@pytest.fixture
+def standing() -> Iterator[Callable[..., Standing]]:
+    """Make groups of electors that are stopped at the end."""
+    with ExitStack() as stack:
+        yield lambda url, **settings: Standing(stack, url, **settings)
+
+
+@pytest.fixture
+def fleet(database: str, tmp_path: Path) -> Iterator[Fleet]:
+    """Give processes that share an election, with a ttl of two seconds."""
+    environment = {"FLEET_DATABASE_URL": database, "FLEET_LOCK": str(LOCK), "FLEET_TTL": "2"}
+    with gathered(environment, tmp_path) as members:
+        yield members
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """Give a server that a test may stop."""
+    with EmbeddedPostgres() as server:
+        yield server
+
+
+def one(url: str, query: str, *parameters: Any) -> Any:
+    """Return the first value of a query's first row."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute(query, parameters).fetchone()  # type: ignore[call-overload]
+        return row[0] if row else None
+
+
+def lock_is_held(url: str) -> bool:
+    """Tell whether anybody holds the fleet's lock."""
+    return any(seat.role == "leader" for seat in observe(Config(database_url=url, lock=LOCK)))
+
+
+def terms(fleet: Fleet) -> list[int]:
+    """Return the terms in the order in which they began, as the members told."""
+    told = [fact for member in fleet.members for fact in member.facts("leader") if fact["value"]]
+    assert len(told) == len(fleet.terms)
+    return [member.facts("leader")[0]["term"] for member in fleet.terms]
+
+
+def ready(fleet: Fleet, count: int, url: str) -> Member:
+    """Start members; return the leader once the others are in line, as far as there are places."""
+    for number in range(count):
+        fleet.add("python", f"node{number}")
+    leader = fleet.await_leader()
+    config = Config(database_url=url, lock=LOCK)
+    eventually(lambda: len(observe(config)) == min(count, 3), timeout=PATIENCE)
+    return leader
+
+
+def test_a_crash_passes_the_lead_on(fleet: Fleet, database: str) -> None:
+    """`kill -9` of the leader: a successor leads, in a higher term."""
+    ready(fleet, 3, database).kill()
+    fleet.await_leader()
+    assert terms(fleet) == sorted(set(terms(fleet)))
+    assert not fleet.overlaps
+
+
+def test_two_crashes_in_a_row(fleet: Fleet, database: str) -> None:
+    """A leader that dies as soon as it has taken office is replaced by the other successor."""
+    ready(fleet, 5, database).kill()
+    fleet.await_leader().kill()
+    fleet.await_leader()
+    assert len(terms(fleet)) == 3
+    assert terms(fleet) == sorted(set(terms(fleet)))
+    assert not fleet.overlaps
+
+
+def test_a_stopped_leader_is_replaced_and_refuses_to_act(fleet: Fleet, database: str) -> None:
+    """SIGSTOP: the server frees the lock by itself within the ttl; SIGCONT: the old leader trusts itself no more."""
+    leader = ready(fleet, 3, database)
+    stopped_at = time.monotonic()
+    leader.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: [m for m in fleet.members if m is not leader and m.leads], timeout=PATIENCE)
+    assert time.monotonic() - stopped_at < 2 + 1, "the lock must be free within ttl + 1 s"
+
+    leader.process.send_signal(signal.SIGCONT)
+    leader.send(ask=True)
+    eventually(lambda: leader.facts("trusted"), timeout=PATIENCE)
+    assert [fact["value"] for fact in leader.facts("trusted")] == [False]
+    eventually(lambda: not leader.leads, timeout=PATIENCE)
+
+
+def test_a_stopped_successor_gives_its_place_and_lock_up(fleet: Fleet, database: str) -> None:
+    """A successor that hangs is granted the lock like any other; the server takes it away again."""
+    leader = ready(fleet, 2, database)
+    (successor,) = [member for member in fleet.members if member is not leader]
+    successor.process.send_signal(signal.SIGSTOP)
+    leader.kill()
+    third = fleet.add("python", "third")
+    eventually(lambda: third.leads, timeout=PATIENCE)
+    successor.process.send_signal(signal.SIGCONT)
+    successor.send(ask=True)
+    eventually(lambda: successor.facts("trusted"), timeout=PATIENCE)
+    assert [fact["value"] for fact in successor.facts("trusted")] == [False]
+
+
+def test_resigning_hands_over(standing: Callable[..., Standing], database: str) -> None:
+    """Who resigns is followed by another, and stands back for a while."""
+    group = standing(database)
+    for node in "abc":
+        group.add(node)
+    leader = group.await_leader()
+    leader.resign(stand_back=PATIENCE)
+    successor = group.await_leader(other_than=leader)
+    assert successor is not leader
+    assert leader.phase in {Phase.RELEASING, Phase.AWAY}
+    assert [change.reason for change in group.changes if not change.gained] == ["resigned"]
+    group.assert_sound()
+
+
+def test_a_lone_node_that_resigns_leads_again(standing: Callable[..., Standing], database: str) -> None:
+    """With nobody to hand over to, standing back ends."""
+    group = standing(database, ttl=1)
+    leader = group.add("alone")
+    group.await_leader()
+    leader.resign()
+    eventually(lambda: len(group.changes) == 3, timeout=PATIENCE)
+    group.await_leader()
+    group.assert_sound()
+
+
+def test_stopping_hands_over(standing: Callable[..., Standing], database: str) -> None:
+    """A clean stop frees the lock at once, and stopping twice is harmless."""
+    group = standing(database)
+    for node in "ab":
+        group.add(node)
+    leader = group.await_leader()
+    assert leader.stop(PATIENCE)
+    assert leader.stop(PATIENCE)
+    group.await_leader(other_than=leader)
+    group.assert_sound()
+
+
+def test_incident_6_pg_terminate_backend(standing: Callable[..., Standing], database: str) -> None:
+    """The lock session is ended by an operator: step down, and be replaced (leoflow#1199)."""
+    group = standing(database, ttl=2)
+    for node in "abc":
+        group.add(node)
+    for _ in range(3):
+        leader = group.await_leader()
+        term = leader.leadership.term
+        assert term is not None
+        one(database, "select pg_terminate_backend(%s)", term.backend_pid)
+        eventually(lambda led=term: any(c.term == led and not c.gained for c in group.changes), timeout=PATIENCE)
+    group.await_leader()
+    gained = [change.term.number for change in group.changes if change.gained]
+    assert gained == sorted(set(gained))
+
+
+def test_incident_1_a_lock_taken_away_is_noticed(standing: Callable[..., Standing], database: str) -> None:
+    """A leader whose session lives but holds the lock no more steps down at its next renewal (oban#1488)."""
+    group = standing(database, ttl=1)
+    leader = group.add("alone")
+    group.await_leader()
+    # As a pooler's `discard all` would do it: the session stays, its locks go.
+    session = leader._session  # noqa: SLF001 - no public way leads to such a state, which is the point
+    assert session is not None
+    session._session.execute("select pg_advisory_unlock_all()")  # noqa: SLF001
+    eventually(lambda: len(group.changes) >= 2, timeout=PATIENCE)
+    assert group.changes[1].reason == "the session no longer holds the lock"
+    group.assert_sound()
+
+
+def test_incident_8_a_timed_out_wait_strands_no_lock(standing: Callable[..., Standing], database: str) -> None:
+    """A successor that gives up while the server grants it the lock leaves no lock behind (GreptimeDB#7670)."""
+    group = standing(database)
+    first = group.add("first")
+    group.await_leader()
+    for _ in range(5):
+        waiting = group.add("waiting")
+        eventually(lambda e=waiting: e.phase is Phase.SUCCESSOR, timeout=PATIENCE)
+        # Both at once: the lock is granted to one that no longer wants it.
+        first.resign(stand_back=0)
+        assert waiting.stop(PATIENCE)
+        group.electors.remove(waiting)
+        first = group.await_leader()
+
+
+def test_a_server_restart_is_survived(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
+) -> None:
+    """Everybody's session ends; everybody comes back, and one leads, in a higher term."""
+    group = standing(own_postgres.url(), ttl=2)
+    for node in "abc":
+        group.add(node)
+    group.await_leader()
+    own_postgres.restart()
+    eventually(lambda: any(not change.gained for change in group.changes), timeout=PATIENCE)
+    group.await_leader()
+    own_postgres.kill()
+    own_postgres.start()
+    eventually(lambda: len([c for c in group.changes if not c.gained]) == 2, timeout=PATIENCE)
+    group.await_leader()
+    gained = [change.term.number for change in group.changes if change.gained]
+    assert gained == sorted(set(gained))
+    assert len(gained) == 3
+
+
+def test_a_server_that_is_away_is_waited_for(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An elector starts without its database, says so once, and stands as soon as it is there."""
+    url = own_postgres.url()
+    own_postgres.stop()
+    group = standing(url, ttl=2)
+    elector = group.add("early")
+    eventually(lambda: "no session with" in caplog.text, timeout=PATIENCE)
+    eventually(lambda: elector._election.failures >= 4, timeout=PATIENCE)  # noqa: SLF001
+    assert len([r for r in caplog.records if r.levelname == "WARNING" and "no session" in r.message]) == 1
+    own_postgres.start()
+    group.await_leader()
+
+
+def test_a_server_gone_deaf_is_not_trusted(standing: Callable[..., Standing], database: str, proxied: Any) -> None:
+    """Renewals that get no answer end the term when the trust window ends, not when TCP gives up."""
+    url, proxy = proxied(database)
+    group = standing(url, ttl=2)
+    leader = group.add("cut off")
+    group.await_leader()
+    proxy.deaf()
+    eventually(lambda: not leader.leadership.trusted(), timeout=PATIENCE)
+    eventually(lambda: len(group.changes) == 2, timeout=PATIENCE)
+    assert group.changes[1].reason == "no renewal within the trust window"
+    # The server, too, hears nothing, and lets others lead.
+    other = standing(database, ttl=2)
+    other.add("in reach")
+    other.await_leader()
+    proxy.restore()
+
+
+def test_waiting_leaves_no_trace_in_the_log(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
+) -> None:
+    """Many slices, handovers and stops, and not one line of error, warning or lock wait."""
+    url = own_postgres.url()
+    one(url, "alter system set log_lock_waits = on")
+    one(url, "alter system set log_min_messages = 'warning'")
+    one(url, "select pg_reload_conf()")
+    group = standing(url)
+    for number in range(5):
+        group.add(f"node{number}")
+    leader = group.await_leader()
+    slices = eventually_count_slices(url, at_least=6)
+    assert slices >= 6
+    leader.resign()
+    group.await_leader(other_than=leader)
+    for elector in group.electors:
+        elector.stop(PATIENCE)
+    noise = [
+        line
+        for line in own_postgres.log.read_text(errors="replace").splitlines()
+        if any(word in line for word in ("ERROR", "FATAL", "WARNING", "still waiting", "acquired ", "EOF"))
+    ]
+    assert not noise
+
+
+def eventually_count_slices(url: str, at_least: int) -> int:
+    """Wait until waiting sessions have begun a number of new statements; return how many."""
+    seen: set[Any] = set()
+
+    def enough() -> bool:
+        with psycopg.connect(url, autocommit=True) as connection:
+            query = "select pid, query_start from pg_stat_activity where wait_event = 'advisory'"
+            seen.update(connection.execute(query).fetchall())
+        return len(seen) >= at_least
+
+    eventually(enough, timeout=PATIENCE)
+    return len(seen)
+
+
+def test_vacuum_and_concurrent_indexes_are_not_held_up(standing: Callable[..., Standing], database: str) -> None:
+    """However many wait for the lock, old snapshots are gone within a second."""
+    one(database, "create table t as select generate_series(1, 10000) as n")
+    group = standing(database)
+    for number in range(8):
+        group.add(f"node{number}")
+    group.await_leader()
+    eventually(lambda: one(database, "select count(*) = 2 from pg_stat_activity where wait_event = 'advisory'"))
+    one(database, "delete from t")
+
+    began = time.monotonic()
+    one(database, "create index concurrently on t (n)")
+    assert time.monotonic() - began < 2 * 1.0, "it waits for two generations of snapshots, each under a second"
+
+    def dead_rows_go() -> bool:
+        one(database, "vacuum t")
+        return bool(one(database, "select pg_relation_size('t') = 0"))
+
+    eventually(dead_rows_go, timeout=PATIENCE)
+
+
+def test_a_role_that_may_only_log_in_can_elect(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
+    """No table, no schema, no right beyond LOGIN."""
+    one(own_postgres.url(), "create role plain login")
+    one(own_postgres.url(), "create database shop")
+    one(own_postgres.url(), "revoke all on schema public from public")
+    group = standing(own_postgres.url("shop", user="plain"))
+    leader = group.add("a")
+    group.add("b")
+    assert group.await_leader() is leader
+    leader.stop(PATIENCE)
+    group.await_leader(other_than=leader)
+    group.assert_sound()
+
+
+def test_hostile_defaults_do_no_harm(standing: Callable[..., Standing], database: str) -> None:
+    """What a database administrator may have set for everybody must not cut slices short or end sessions."""
+    name = one(database, "select current_database()")
+    for setting in ("statement_timeout = 100", "idle_session_timeout = 300", "lock_timeout = 50",
+                    "default_transaction_isolation = 'serializable'", "default_transaction_read_only = on"):
+        one(database, f'alter database "{name}" set {setting}')
+    group = standing(database)
+    leader, follower = group.add("a"), group.add("b")
+    group.await_leader()
+    eventually(lambda: follower.phase is Phase.SUCCESSOR, timeout=PATIENCE)
+    quiet = threading.Event()
+    assert not quiet.wait(2 * leader._config.renew_interval)  # noqa: SLF001 - let renewals and slices go by
+    assert len(group.changes) == 1
+
+
+def test_elections_do_not_disturb_each_other(standing: Callable[..., Standing], database: str) -> None:
+    """Each name has its own leader; so has each explicit lock."""
+    groups = [standing(database, election="a"), standing(database, election="b"), standing(database, lock=7)]
+    for group in groups:
+        group.add("x")
+        group.add("y")
+    for group in groups:
+        group.await_leader()
+        group.assert_sound()
+
+
+def test_incident_2_two_nodes_of_one_host_are_told_apart(standing: Callable[..., Standing], database: str) -> None:
+    """Leadership is a session's, not a name's: of two nodes called the same, one leads (oban-py#32)."""
+    group = standing(database)
+    group.add("same")
+    group.add("same")
+    leader = group.await_leader()
+    leader.resign(stand_back=PATIENCE)
+    group.await_leader(other_than=leader)
+    group.assert_sound()
+
+
+@contextmanager
+def statements(url: str) -> Iterator[list[int]]:
+    """Count the statements that a database gets while the block runs."""
+    query = "select coalesce(sum(calls), 0) from pg_stat_statements where dbid = (select oid from pg_database where datname = current_database())"
+    one(url, "create extension if not exists pg_stat_statements")
+    result: list[int] = []
+    before = one(url, query)
+    yield result
+    # Less the query above, which was counted too.
+    result.append(int(one(url, query) - before) - 1)
+
+
+def test_idle_cost(standing: Callable[..., Standing], database: str) -> None:
+    """Ten nodes: one connection each, under five statements a second together, 0.2 for one that is no successor."""
+    group = standing(database)
+    for number in range(10):
+        group.add(f"node{number}")
+    group.await_leader()
+    config = group.config
+    eventually(lambda: len(observe(config)) == 3, timeout=PATIENCE)
+    eventually(lambda: all(e.phase is not Phase.CONNECTING for e in group.electors), timeout=PATIENCE)
+    seconds = 10.0
+    with statements(database) as counted:
+        threading.Event().wait(seconds)
+    assert counted[0] / seconds < 5
+    sessions = one(database, "select count(*) from pg_stat_activity where application_name like 'pgleader%%' and datname = current_database()")
+    assert sessions == 10
