@@ -98,7 +98,7 @@ def open_session(database_url: str, application_name: str, *, unresponsive_after
     """
     _make_waits_cooperative()
     given = conninfo_to_dict(database_url)
-    wanted = {
+    wanted: dict[str, str | int] = {
         "application_name": application_name,
         "client_encoding": "utf8",
         "connect_timeout": CONNECT_TIMEOUT,
@@ -114,7 +114,7 @@ def open_session(database_url: str, application_name: str, *, unresponsive_after
 def _make_waits_cooperative() -> None:
     """Keep psycopg from blocking eventlet's hub: its C waiting loop knows nothing of green threads."""
     if "eventlet" in sys.modules:
-        from eventlet.patcher import is_monkey_patched  # noqa: PLC0415 - only where it is in use
+        from eventlet.patcher import is_monkey_patched  # type: ignore[import-untyped]  # noqa: PLC0415 - only where it is in use
 
         if is_monkey_patched("select"):
             waiting.wait = waiting.wait_selector

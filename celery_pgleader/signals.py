@@ -8,7 +8,7 @@ from __future__ import annotations
 from celery.utils.dispatch import Signal
 
 #: This worker leads. Arguments: `sender` (node name), `term` (a `Term`), `reason`.
-leadership_gained = Signal(name="leadership_gained", providing_args={"term", "reason"})
+leadership_gained = Signal(name="leadership_gained", providing_args=["term", "reason"])
 
 #: This worker leads no more. Arguments: `sender` (node name), `term` (a `Term`), `reason`.
-leadership_lost = Signal(name="leadership_lost", providing_args={"term", "reason"})
+leadership_lost = Signal(name="leadership_lost", providing_args=["term", "reason"])

@@ -31,7 +31,7 @@ class LeaderBeat:
             leadership: asked before each entry is dispatched.
 
         """
-        aliases = dict(load_extension_class_names("celery.beat_schedulers"))
+        aliases: dict[str, str] = dict(load_extension_class_names("celery.beat_schedulers"))  # type: ignore[arg-type]  # the stubs err
         self._scheduler_class: type[Scheduler] = symbol_by_name(scheduler, aliases=aliases)
         self._app = app
         self._schedule_filename = schedule_filename
@@ -39,10 +39,16 @@ class LeaderBeat:
 
     def run(self, term: Term, ended: threading.Event) -> None:
         """Tick until the term ends. What the scheduler raises is raised."""
+        # To its very end, so that the next leader finds the schedule's state written and closed.
+        with self._leadership.acting():
+            self._run(term, ended)
 
+    def _run(self, term: Term, ended: threading.Event) -> None:
         def may_act() -> bool:
             return not ended.is_set() and self._leadership.trusted(term)
 
+        if not may_act():
+            return
         scheduler: Any = None
         try:
             scheduler = bind(self._scheduler_class, may_act)(app=self._app, schedule_filename=self._schedule_filename)

@@ -21,6 +21,7 @@ from celery_pgleader.election.state import Election, Event, Moment, Phase
 from celery_pgleader.errors import ServerUnsuitable
 
 LONGEST_PAUSE = 3600.0
+CONNECTING_PATIENCE = 0.1
 
 
 class Elector:
@@ -98,7 +99,8 @@ class Elector:
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return thread is None
-        thread.join(timeout)
+        # An attempt to connect cannot be cut short, and has no lock yet to let go of; its thread ends after it.
+        thread.join(min(timeout, CONNECTING_PATIENCE) if self.phase is Phase.CONNECTING else timeout)
         return not thread.is_alive()
 
     def leave(self) -> None:

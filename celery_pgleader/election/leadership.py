@@ -118,7 +118,10 @@ class Leadership:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Mark the block as acting for the leader; a resignation lets it come to its end first."""
+        """Mark the block as acting for the leader: when it resigns, the lock is kept until the block has ended.
+
+        Ask `trusted` inside of it, not before.
+        """
         with self._changed:
             self._acting += 1
         try:

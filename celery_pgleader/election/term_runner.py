@@ -77,8 +77,7 @@ class TermRunner:
                 if self._next is None:
                     return
                 term, ended = self._next
-            with self._leadership.acting():
-                self._run_once(term, ended)
+            self._run_once(term, ended)
             ended.wait(RETRY_AFTER)
 
     def _run_once(self, term: Term, ended: threading.Event) -> None:

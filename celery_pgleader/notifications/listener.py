@@ -66,6 +66,7 @@ class Listener:
         until = time.monotonic() + self._config.ttl
         while not ended.is_set() and time.monotonic() < until:
             for heard in session.notifies(timeout=GLANCE):
-                if not self._leadership.trusted(term):
-                    return
-                self._handle(Notification(heard.channel, heard.payload, heard.pid), term)
+                with self._leadership.acting():
+                    if not self._leadership.trusted(term):
+                        return
+                    self._handle(Notification(heard.channel, heard.payload, heard.pid), term)

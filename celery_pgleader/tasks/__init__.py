@@ -1,6 +1,5 @@
 """Leader-only tasks: where their messages go, who consumes them, and what is done with those that went astray."""
 
 from celery_pgleader.tasks.leader_only import LeaderOnlyTask, queue_name, route_leader_only_tasks
-from celery_pgleader.tasks.leader_queue import LeaderQueue
 
-__all__ = ["LeaderOnlyTask", "LeaderQueue", "queue_name", "route_leader_only_tasks"]
+__all__ = ["LeaderOnlyTask", "queue_name", "route_leader_only_tasks"]

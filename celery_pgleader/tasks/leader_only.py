@@ -16,7 +16,7 @@ def queue_name(election: str) -> str:
     return f"leader.{election}"
 
 
-class LeaderOnlyTask(Task):  # type: ignore[misc]  # Celery is untyped
+class LeaderOnlyTask(Task):  # type: ignore[type-arg]  # generic in the stubs, but not at run time
     """Base class of tasks that run on the leader only.
 
     The same as `@app.task(leader_only=True)`, and known as such also to programs that only send tasks and

@@ -39,7 +39,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[.
         logger.info("pgleader: forwarding leader-only task %s[%s] to %s", task.name, message.headers.get("id"), queue)
         with app.producer_or_acquire() as producer:
             producer.maybe_declare(app.amqp.queues[queue])
-            republish(producer, message, exchange="", routing_key=queue)
+            republish(producer, message, exchange="", routing_key=queue)  # type: ignore[arg-type]  # the stubs err
         message.ack_log_error(logger, consumer.connection_errors)
 
     return handle

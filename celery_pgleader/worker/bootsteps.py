@@ -24,7 +24,7 @@ class WorkerRefused(click.ClickException, ConfigurationError):
     """
 
 
-class ElectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+class ElectionStep(bootsteps.StartStopStep):
     """Takes part in the election."""
 
     label = "PgLeader"
@@ -65,7 +65,7 @@ class ElectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is 
         """Leave at once: the pool's tasks are gone."""
         worker.pgleader.leave()
 
-    def info(self, worker: Any) -> dict[str, Any]:
+    def info(self, worker: Any) -> dict[str, Any]:  # type: ignore[override]  # the stubs err
         """Return this worker's part of `celery inspect stats`."""
         return {"pgleader": worker.pgleader.info()} if worker.pgleader is not None else {}
 
@@ -86,7 +86,7 @@ class ElectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is 
             raise WorkerRefused(str(error)) from error
 
 
-class LeaderQueueStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+class LeaderQueueStep(bootsteps.StartStopStep):
     """Has the leader queue consumed while this worker leads."""
 
     label = "PgLeaderQueue"

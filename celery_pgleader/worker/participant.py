@@ -14,7 +14,8 @@ from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.listener import Listener
 from celery_pgleader.notifications.registry import routes
 from celery_pgleader.signals import leadership_gained, leadership_lost
-from celery_pgleader.tasks import LeaderQueue, queue_name, route_leader_only_tasks
+from celery_pgleader.tasks import queue_name, route_leader_only_tasks
+from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.threads import Inbox
 
 logger = get_logger(__name__)
@@ -87,7 +88,7 @@ class Participant:
         """Leave now, whatever runs; return at once."""
         self._elector.leave()
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = 2.0) -> None:
         """Leave and end all threads, waiting for each at most `timeout` seconds."""
         self._elector.stop(timeout)
         for runner in reversed(self._runners):
