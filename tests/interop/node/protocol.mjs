@@ -33,6 +33,8 @@ export async function obey (member) {
       break
     }
   }
+  // An open stdin would keep the process alive.
+  process.stdin.destroy()
   await member.stop()
   tell({ event: 'stopped' })
 }
