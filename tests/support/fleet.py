@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,9 @@ class Member:
         self._reader.join(PATIENCE)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            # A broken pipe is a command that it did not live to read.
+            with suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass  # a command that it did not live to read
         return code
 
     def _read(self) -> None:

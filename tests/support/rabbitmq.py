@@ -1,0 +1,113 @@
+"""A RabbitMQ node of one's own, from Debian's package, apart from any that the system runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from example_app.servers import free_port
+
+START_TIMEOUT = 120.0
+GLANCE = 0.1
+
+
+def find_rabbitmq() -> Path | None:
+    """Return the server's own script, or none if it is not installed."""
+    for path in Path("/usr/lib/rabbitmq").glob("lib/rabbitmq_server-*/sbin/rabbitmq-server"):
+        return path
+    found = shutil.which("rabbitmq-server")
+    return Path(found) if found else None
+
+
+class RabbitMQ:
+    """A node with a folder, ports, a cookie and a port mapper (epmd) of its own."""
+
+    def __init__(self, script: Path) -> None:
+        """Choose a folder and ports; nothing runs before `start`."""
+        self._script = script
+        self.folder = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
+        self.port = free_port()
+        self.log = self.folder / "log.txt"
+        (self.folder / "plugins").write_text("[].\n")
+        # Debian's script changes to its own user; the one that it is a wrapper of does not.
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "ERL_EPMD_PORT": str(free_port()),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where Celery finds it."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self) -> None:
+        """Start, and return once it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._script)],
+                env=self._environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"RabbitMQ did not start: {self.log.read_text(errors='replace')[-3000:]}")
+            time.sleep(GLANCE)
+
+    def stop(self) -> None:
+        """Stop in good order; harmless if it does not run."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def restart(self) -> None:
+        """Stop and start again, on the same port, with the same data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop it, its port mapper and leave nothing behind."""
+        self.stop()
+        epmd = shutil.which("epmd")
+        if epmd:
+            subprocess.run([epmd, "-kill"], env=self._environment, capture_output=True, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                connection.settimeout(5)
+                # Not the right protocol, so it tells which one it speaks, and so that it is up.
+                connection.sendall(b"AMQP\x00\x00\x00\x00")
+                return connection.recv(8).startswith(b"AMQP")
+        except OSError:
+            return False
