@@ -1,0 +1,155 @@
+"""The documentation says what there is, and nothing that there is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+import celery_pgleader
+from celery_pgleader.cli.plugin import WORKER_OPTIONS
+from celery_pgleader.config import PREFIX, Config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def documented() -> dict[str, str]:
+    """Return the text below the heading of each setting, by field name."""
+    sections = re.split(r"^## ", SETTINGS, flags=re.MULTILINE)
+    found = {}
+    for section in sections:
+        heading, _, text = section.partition("\n")
+        if match := re.fullmatch(rf"`{PREFIX}(\w+)`", heading):
+            assert match[1] not in found, f"{heading} is documented twice"
+            found[match[1]] = text
+    return found
+
+
+def facts(field: str) -> dict[str, str]:
+    """Return the list that stands below the heading of a setting."""
+    return dict(re.findall(r"^- (\w+): (.+)$", documented().get(field, ""), re.MULTILINE))
+
+
+def prose(page: Path) -> str:
+    """Return a page without its code blocks."""
+    return FENCE.sub("", page.read_text())
+
+
+def code(page: Path) -> str:
+    """Return what a page sets as code, in blocks or in a line."""
+    blocks = [block for _, block in FENCE.findall(page.read_text())]
+    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", prose(page))])
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what links may name after `#`."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in HEADING.findall(prose(page))
+    }
+
+
+def option_names() -> dict[str, str]:
+    """Return the worker options by the field that they set; `--pgleader` itself is under the empty name."""
+    names = {}
+    for option in WORKER_OPTIONS:
+        assert option.name is not None
+        names[option.name.removeprefix(PREFIX.rstrip("_")).removeprefix("_")] = option.opts[0]
+    return names
+
+
+def test_every_setting_has_a_heading_and_every_heading_a_setting() -> None:
+    """In the order of `Config`, too."""
+    assert list(FIELDS) == list(documented())
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_setting_names_type_default_environment_and_option(field: str) -> None:
+    """The list is complete, and its names are those that the code reads."""
+    listed = facts(field)
+    variable = "none" if field == "channels" else f"`PGLEADER_{field.upper()}`"
+    option = option_names().get(field)
+    assert {"Type", "Default", "Environment", "Option"} == set(listed)
+    assert variable == listed["Environment"]
+    assert (f"`{option}`" if option else "none") == listed["Option"]
+
+
+@pytest.mark.parametrize("field", ["ttl", "poll_interval"])
+def test_setting_names_its_default(field: str) -> None:
+    """A default that is a plain number is the one in the code."""
+    assert f"`{FIELDS[field].default:g}`" == facts(field)["Default"]
+
+
+def test_derived_defaults() -> None:
+    """The defaults that are a share of the ttl are as the page says."""
+    config = Config(database_url="postgresql://localhost/shop")
+    assert facts("renew_interval")["Default"] == f"a fifth of `pgleader_ttl`, so {config.renew_interval:g}"
+    assert facts("trust_margin")["Default"] == f"a tenth of `pgleader_ttl`, so {config.trust_margin:g}"
+
+
+def test_every_worker_option_is_documented_and_every_documented_option_exists() -> None:
+    """On the page of the settings, with the switch that turns it off."""
+    existing = {name for option in WORKER_OPTIONS for name in (*option.opts, *option.secondary_opts)}
+    assert existing == set(re.findall(r"--(?:no-)?pgleader[\w-]*", SETTINGS))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_page_names_only_what_exists(page: Path) -> None:
+    """Settings, environment variables and options are those of the code, on every page."""
+    text = page.read_text()
+    headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term"}
+    settings = {f"{PREFIX}{name}" for name in FIELDS}
+    assert set(re.findall(r"(?<![\w.])pgleader_\w+", text)) <= settings | headers
+    assert set(re.findall(r"\bPGLEADER_\w+", text)) <= {f"PGLEADER_{name.upper()}" for name in FIELDS} | {"PGLEADER_"}
+    options = {name for option in WORKER_OPTIONS for name in (*option.opts, *option.secondary_opts)}
+    assert set(re.findall(r"--(?:no-)?pgleader[\w-]*", text)) <= options
+
+
+@pytest.mark.parametrize("name", celery_pgleader.__all__)
+def test_public_name_is_documented(name: str) -> None:
+    """Each is mentioned, as code, on some page."""
+    assert re.search(rf"\b{name}\b", "\n".join(code(page) for page in PAGES))
+
+
+def test_imports_in_examples_are_public() -> None:
+    """What an example imports from the package can be imported from there."""
+    lines = [line for page in PAGES for line in re.findall(r"from celery_pgleader import (.+)", page.read_text())]
+    imported = {name.strip() for line in lines for name in line.split(",")}
+    assert imported
+    assert imported <= set(celery_pgleader.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_blocks_compile(page: Path) -> None:
+    """An example is at least Python."""
+    for language, code in FENCE.findall(page.read_text()):
+        if language == "python":
+            compile(code, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_relative_links_resolve(page: Path) -> None:
+    """The file is there, and the heading in it."""
+    for link in LINK.findall(prose(page)):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    """A page that nobody links to is not read."""
+    docs = ROOT / "docs"
+    linked = {(docs / link.partition("#")[0]).resolve() for link in LINK.findall(prose(docs / "index.md"))}
+    own = {page.resolve() for page in PAGES if page.is_relative_to(docs)} - {(docs / "index.md").resolve()}
+    assert own - linked <= {(docs / "seed-parity.md").resolve()}
