@@ -1,0 +1,229 @@
+"""The demo: `python -m example_app`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from example_app.summary import Fact, Fault, Ticks, count_leader_only, count_notifications, count_ticks, judge
+from tests.support.eventually import eventually
+
+REPOSITORY = Path(__file__).parents[2]
+MARK = "SHOP_TEST_MARK"
+WELL_KNOWN_PORTS = (5432, 5672, 6379)
+
+
+class DemoProcess:
+    """A demo in a process of its own, and all that it starts."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        """Start it."""
+        self._mark = uuid.uuid4().hex
+        self._output = folder / "output.txt"
+        self._seen: set[psutil.Process] = set()
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "example_app", *arguments],
+                cwd=REPOSITORY,
+                env={**os.environ, MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text()
+
+    def remember_processes(self) -> None:
+        """Note all processes that the demo has now, whatever becomes of their parents."""
+        self._seen |= set(psutil.Process(self.process.pid).children(recursive=True))
+
+    def left_over(self) -> list[psutil.Process]:
+        """Return the processes that are still there, the demo itself included."""
+        marked = {process for process in psutil.process_iter() if self._is_marked(process)}
+        return [process for process in marked | self._seen if _is_alive(process)]
+
+    def kill(self) -> None:
+        """End all that is left."""
+        for process in self.left_over():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self._mark
+        except (psutil.Error, OSError):
+            return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def start_demo(tmp_path: Path) -> Iterator[Callable[..., DemoProcess]]:
+    """Start demos, and see that nothing of them is left."""
+    demos: list[DemoProcess] = []
+
+    def start(*arguments: str) -> DemoProcess:
+        demos.append(DemoProcess(tmp_path, *arguments))
+        return demos[-1]
+
+    yield start
+    for demo in demos:
+        demo.kill()
+
+
+@pytest.fixture
+def taken_ports() -> Iterator[None]:
+    """Occupy the servers' usual ports, as far as nobody else does."""
+    with ExitStack() as stack:
+        for port in WELL_KNOWN_PORTS:
+            listener = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+        yield
+
+
+@pytest.mark.usefixtures("taken_ports")
+def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> None:
+    """It kills leaders, work goes on, and the figures are complete; also while the usual ports are taken."""
+    summary_file = tmp_path / "summary.json"
+    demo = start_demo("--seconds", "20", "--json", str(summary_file))
+    eventually(lambda: demo.output, timeout=5)
+
+    assert demo.process.wait(150) == 0, demo.output
+    assert "The leader changed, and work went on." in demo.output
+    assert demo.left_over() == []
+
+    summary = json.loads(summary_file.read_text())
+    assert set(summary) == {"workers", "seconds", "failovers", "ticks", "notifications", "leader_only"}
+    assert summary["workers"] == 3
+    assert summary["seconds"] == pytest.approx(20, abs=3)
+
+    assert summary["failovers"]
+    for failover in summary["failovers"]:
+        assert set(failover) == {"fault", "lock_ms", "first_tick_ms"}
+        assert failover["fault"] in {"kill -9", "TERM"}
+        assert failover["lock_ms"] > 0
+        assert failover["first_tick_ms"] > 0
+
+    ticks = summary["ticks"]
+    assert set(ticks) == {"expected", "published", "duplicates", "missed"}
+    assert ticks["expected"] >= 8
+    assert ticks["published"] > 0
+
+    orders = summary["notifications"]
+    assert set(orders) == {"sent", "handled", "duplicates", "lost"}
+    assert orders["sent"] == orders["handled"] + orders["lost"]
+    assert orders["handled"] > 0.8 * orders["sent"] > 0
+
+    leader_only = summary["leader_only"]
+    assert set(leader_only) == {"sent", "ran", "ran_off_leader"}
+    assert 0 < leader_only["ran"] <= leader_only["sent"]
+    assert leader_only["ran_off_leader"] == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "TERM", "kill -9"])
+@pytest.mark.parametrize("moment", ["starting", "started 3 workers", "the shop opens"])
+def test_an_interrupt_leaves_no_process_behind(
+    start_demo: Callable[..., DemoProcess], how: signal.Signals, moment: str
+) -> None:
+    """Whenever and however the demo is ended, all that it has started ends with it."""
+    demo = start_demo("--seconds", "60")
+    eventually(lambda: moment in demo.output)
+    demo.remember_processes()
+
+    demo.process.send_signal(how)
+
+    assert demo.process.wait(30) == (-how if how == signal.SIGKILL else 128 + how), demo.output
+    eventually(lambda: not demo.left_over())
+
+
+@pytest.mark.parametrize("arguments", [("--seconds", "3"), ("--workers", "1"), ("--seconds", "soon")])
+def test_refusals(start_demo: Callable[..., DemoProcess], arguments: tuple[str, str]) -> None:
+    """What cannot work is refused at once, and named."""
+    demo = start_demo(*arguments)
+    assert demo.process.wait(30) == 2
+    assert f"argument {arguments[0]}" in demo.output or f"error: {arguments[0]}" in demo.output
+
+
+def test_the_compose_file() -> None:
+    """It starts the same app, three times, with files that are there."""
+    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+    workers = [service for name, service in services.items() if name.startswith("worker")]
+    assert len(workers) == 3
+    for worker in workers:
+        assert worker["command"].startswith("celery -A example_app.shop worker --pgleader ")
+        assert (REPOSITORY / worker["build"]["dockerfile"]).exists()
+    schema = services["postgres"]["volumes"][0].split(":")[0]
+    assert (REPOSITORY / schema).exists()
+
+
+def fact(kind: str = "tick", **values: object) -> Fact:
+    """Return a run of a task."""
+    usual = {"key": "1", "node": "a", "run": uuid.uuid4().hex, "term": None, "sent_at": 0.0, "sent_by": 1, "at": 0.0}
+    return Fact(**{"kind": kind, "leader": "a", **usual, **values})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "closed_at", "expected"),
+    [
+        pytest.param([100.01, 102.01, 104.01], 106.5, Ticks(3, 3, 0, 0), id="one in each slot"),
+        pytest.param([100.01, 103.70, 104.01], 106.0, Ticks(3, 3, 0, 0), id="a late one serves its slot"),
+        pytest.param([100.01, 104.01], 106.0, Ticks(3, 2, 0, 1), id="a slot without one is missed"),
+        pytest.param([100.01, 100.40, 102.01], 104.0, Ticks(2, 3, 1, 0), id="a second one is a duplicate"),
+        pytest.param([100.01, 102.01, 104.01], 103.9, Ticks(1, 1, 0, 0), id="a slot that was not over does not count"),
+        pytest.param([], 108.5, Ticks(3, 0, 0, 3), id="without any, all are missed"),
+    ],
+)
+def test_how_ticks_are_counted(sent_at: list[float], closed_at: float, expected: Ticks) -> None:
+    """By the slot in which each was sent."""
+    facts = [fact("gained", at=100.5), *(fact(sent_at=at) for at in sent_at)]
+    assert count_ticks(facts, 2.0, closed_at) == expected
+
+
+def test_a_tick_that_runs_twice() -> None:
+    """It was published once, and is a duplicate all the same."""
+    runs = [fact(sent_at=100.01, run="x"), fact(sent_at=100.01, run="x", at=107.0)]
+    assert count_ticks(runs, 2.0, closed_at=102.0) == Ticks(expected=1, published=1, duplicates=1, missed=0)
+
+
+def test_how_orders_are_counted() -> None:
+    """Those that were never handled are lost."""
+    orders = count_notifications([fact("order", key=key) for key in ("1", "2", "2")], sent=4)
+    assert (orders.handled, orders.duplicates, orders.lost) == (2, 1, 2)
+
+
+def test_how_leader_only_tasks_are_counted() -> None:
+    """A run is off the leader when another node holds the lock at that moment, or none does."""
+    runs = [fact("restock", key=str(number), leader=leader) for number, leader in enumerate(["a", "b", None])]
+    assert count_leader_only(runs, sent=3).ran_off_leader == 2
+
+
+def test_how_the_first_tick_is_found() -> None:
+    """It is the first that another process sent after the fault; what the old leader had sent proves nothing."""
+    fault = Fault("kill -9", "a", pid=1, at=10.0, lock_ms=5.0)
+    runs = [fact(sent_at=9.9, sent_by=1, at=10.1), fact(sent_at=11.0, sent_by=2, at=11.25)]
+    assert judge(fault, runs).first_tick_ms == 1250.0
+    assert judge(fault, runs[:1]).first_tick_ms is None
