@@ -153,17 +153,14 @@ def _default_election(app: Any) -> str:
 
 def _settings(conf: Mapping[str, Any]) -> dict[str, Any]:
     known = {item.name for item in dataclasses.fields(Config)}
-    found = {}
-    for key in list(conf):
-        if key.startswith(PREFIX):
-            name = key.removeprefix(PREFIX)
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
-                raise ConfigurationError(f"{key}: there is no such setting{hint}")
-            if conf[key] is not None:
-                found[name] = conf[key]
-    return found
+    for key in conf:
+        # Under a namespace, such as Django's, keys are listed as CELERY_PGLEADER_..., and looked up without it.
+        _, prefix, name = key.lower().rpartition(PREFIX)
+        if prefix and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+            raise ConfigurationError(f"{key}: there is no such setting{hint}")
+    return {name: value for name in known if (value := conf.get(PREFIX + name)) is not None}
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import sys
 import time
 import weakref
@@ -33,6 +34,7 @@ def _never() -> bool:
 class Session(psycopg.Connection[Any]):
     """A psycopg connection in autocommit mode, whose waits for the server can be bounded and cut short."""
 
+    _ended = False
     _deadline: float | None = None
     _interrupted: Callable[[], bool] = staticmethod(_never)
 
@@ -61,10 +63,18 @@ class Session(psycopg.Connection[Any]):
         if self.closed:
             return False
         try:
-            self.pgconn.consume_input()
+            while not self._ended and _is_readable(self.fileno()):
+                self.pgconn.consume_input()
+                # Has libpq look at what came.
+                self.pgconn.is_busy()
         except psycopg.Error:
             return False
-        return True
+        return not self._ended
+
+    def hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Take note of the server's farewell: it says why it ends a session before it frees the session's locks."""
+        if notice.severity_nonlocalized in {"FATAL", "PANIC"}:
+            self._ended = True
 
     def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         ready = None
@@ -107,8 +117,15 @@ def open_session(database_url: str, application_name: str, *, unresponsive_after
     conninfo = make_conninfo(database_url, **{key: value for key, value in wanted.items() if key not in given})
     # No prepared statements: they would be of use to none of the few statements that are ever sent.
     session = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
+    session.add_notice_handler(session.hear)
     _sessions.add(session)
     return session
+
+
+def _is_readable(fileno: int) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(fileno, selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def _make_waits_cooperative() -> None:

@@ -60,6 +60,10 @@ class LeaderElector:
             ConfigurationError: an argument, or two together, that cannot work.
 
         """
+        if channels is not None and not isinstance(channels, Mapping):
+            raise ConfigurationError(f"channels: must be a mapping of channel names to functions, not {channels!r}")
+        if on_leadership_change is not None and not callable(on_leadership_change):
+            raise ConfigurationError(f"on_leadership_change: must be callable, not {on_leadership_change!r}")
         handlers = dict(channels or {})
         for channel, handle in handlers.items():
             check_channel("channels", channel)

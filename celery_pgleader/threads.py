@@ -25,7 +25,8 @@ class Inbox(Generic[T]):
         self._name = name
         self._handle = handle
         self._logger = log
-        self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        # Wrapped, so that no item can be taken for the end.
+        self._items: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -36,7 +37,7 @@ class Inbox(Generic[T]):
 
     def put(self, item: T) -> None:
         """Leave an item to be handled."""
-        self._items.put(item)
+        self._items.put((item,))
 
     def stop(self, timeout: float = 5.0) -> None:
         """Handle what was put so far, then end; wait for that at most `timeout` seconds."""
@@ -47,8 +48,8 @@ class Inbox(Generic[T]):
                 thread.join(timeout)
 
     def _run(self) -> None:
-        while (item := self._items.get()) is not None:
+        while (wrapped := self._items.get()) is not None:
             try:
-                self._handle(item)
+                self._handle(*wrapped)
             except Exception:
                 self._logger.exception("pgleader: %s failed", self._name)

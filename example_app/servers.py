@@ -173,7 +173,9 @@ class EmbeddedPostgres(Server):
             super().kill()
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+                    while True:
+                        os.kill(child, signal.SIGKILL)
+                        time.sleep(GLANCE)
 
     def _launch(self) -> subprocess.Popen[bytes]:
         data = self.folder / "data"

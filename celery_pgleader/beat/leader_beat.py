@@ -54,6 +54,8 @@ class LeaderBeat:
             scheduler = bind(self._scheduler_class, may_act)(app=self._app, schedule_filename=self._schedule_filename)
             # What was sent must be remembered by the time somebody else reads the schedule, not minutes later.
             scheduler.sync_every_tasks = scheduler.sync_every_tasks or 1
+            # RedBeat's own lock, taken by a receiver of `beat_init`, which a worker never sends. Ours is taken already.
+            scheduler.lock_key = None
             logger.info("pgleader: beat started (term %d)", term.number)
             while may_act():
                 # tick() returns how long nothing will be due.

@@ -45,4 +45,5 @@ def show_status(app: Any, *, as_json: bool) -> int:
 
 
 def _describe(seat: Seat) -> str:
-    return f"{seat.node} (backend {seat.backend_pid}, connected since {seat.connected_at})"
+    since = f", connected since {seat.connected_at}" if seat.connected_at else ""
+    return f"{seat.node} (backend {seat.backend_pid}{since})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import random
 import socket
 import threading
@@ -17,6 +16,7 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import state
 from celery_pgleader.election.leadership import Clock, Leadership, Term
 from celery_pgleader.election.lock_session import LockSession
+from celery_pgleader.election.requests import Requests
 from celery_pgleader.election.state import Election, Event, Moment, Phase
 from celery_pgleader.errors import ServerUnsuitable
 
@@ -53,37 +53,34 @@ class Elector:
             logger: by default this module's.
 
         """
+        self.node = node or f"{socket.gethostname()}-{os.getpid()}"
+        self.leadership = leadership or Leadership(clock)
         self._config = config
-        self._node = node or f"{socket.gethostname()}-{os.getpid()}"
-        self._clock = clock
         self._open_session = open_session
+        self._clock = clock
         self._jitter = jitter
         self._logger = logger or logging.getLogger(__name__)
-        self.leadership = leadership or Leadership(clock)
-        self._election = Election()
-        self._session: LockSession | None = None
-        # A SimpleQueue, because requests are also made in signal handlers.
-        self._requests: queue.SimpleQueue[state.Request] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._last_trouble = ""
-        self._loss = ""
+        self._candidacy: Candidacy | None = None
 
     @property
     def phase(self) -> Phase:
         """What the node is doing."""
-        return self._election.phase
-
-    @property
-    def node(self) -> str:
-        """Who stands."""
-        return self._node
+        candidacy = self._candidacy
+        return candidacy.phase if candidacy is not None else Phase.STOPPED
 
     def start(self) -> None:
         """Begin to stand for the election, in a thread; return at once."""
-        if self._thread is None or not self._thread.is_alive():
-            self._requests = queue.SimpleQueue()
-            self._thread = threading.Thread(target=self._run, name="pgleader-elector", daemon=True)
-            self._thread.start()
+        if self._candidacy is None or not self._candidacy.is_alive():
+            self._candidacy = Candidacy(
+                self._config,
+                self.node,
+                self.leadership,
+                self._open_session,
+                self._clock,
+                self._jitter,
+                self._logger,
+            )
+            self._candidacy.start()
 
     def stop(self, timeout: float = 5.0) -> bool:
         """Leave the election, letting go of the lock.
@@ -95,17 +92,20 @@ class Elector:
             Whether the elector has stopped.
 
         """
-        self.leave()
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return thread is None
+        candidacy = self._candidacy
+        if candidacy is None:
+            return True
+        candidacy.ask(state.StopAsked())
+        if candidacy is threading.current_thread():
+            return False
         # An attempt to connect cannot be cut short, and has no lock yet to let go of; its thread ends after it.
-        thread.join(min(timeout, CONNECTING_PATIENCE) if self.phase is Phase.CONNECTING else timeout)
-        return not thread.is_alive()
+        candidacy.join(min(timeout, CONNECTING_PATIENCE) if candidacy.phase is Phase.CONNECTING else timeout)
+        self._candidacy = None
+        return not candidacy.is_alive()
 
     def leave(self) -> None:
         """Ask for what `stop` does without waiting for it. Safe in a signal handler."""
-        self._requests.put(state.StopAsked())
+        self._ask(state.StopAsked())
 
     def resign(self, stand_back: float | None = None) -> None:
         """Let another node lead.
@@ -115,29 +115,74 @@ class Elector:
 
         """
         seconds = self._config.renew_interval if stand_back is None else stand_back
-        self._requests.put(state.ResignAsked(seconds))
+        self._ask(state.ResignAsked(seconds))
 
     def retire(self) -> None:
         """Stand no more, but lead a term that was begun until `stop`. Safe in a signal handler."""
-        self._requests.put(state.RetireAsked())
+        self._ask(state.RetireAsked())
 
-    def _run(self) -> None:
+    def _ask(self, request: state.Request) -> None:
+        candidacy = self._candidacy
+        if candidacy is not None:
+            candidacy.ask(request)
+
+
+class Candidacy(threading.Thread):
+    """One time of standing for the election, from start to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        node: str,
+        leadership: Leadership,
+        open_session: Callable[[Config, str], LockSession],
+        clock: Clock,
+        jitter: Callable[[], float],
+        logger: logging.Logger,
+    ) -> None:
+        """Prepare; see `Elector`."""
+        super().__init__(name="pgleader-elector", daemon=True)
+        self._config = config
+        self._node = node
+        self._leadership = leadership
+        self._open_session = open_session
+        self._clock = clock
+        self._jitter = jitter
+        self._logger = logger
+        self._requests: Requests[state.Request] = Requests()
+        self._election = Election()
+        self._session: LockSession | None = None
+        self._last_trouble = ""
+        self._loss = ""
+
+    @property
+    def phase(self) -> Phase:
+        """What the node is doing."""
+        return self._election.phase
+
+    def ask(self, request: state.Request) -> None:
+        """Leave a request. Safe in a signal handler."""
+        self._requests.put(request)
+
+    def run(self) -> None:
+        """Stand until asked to stop."""
         try:
             self._stand()
         except Exception:
             # A bug; whoever acts for the leader must hear of it, and the lock must be free for others.
             self._logger.exception("pgleader: the elector failed, this node no longer stands")
+            if self._election.term is not None:
+                self._leadership.lose(self._election.term, "the elector failed")
             self._election = Election()
-            self.leadership.lose("the elector failed")
         finally:
             self._close(broken=True)
+            self._requests.close()
 
     def _stand(self) -> None:
         self._advance(state.Started())
         while (command := state.command(self._election)) is not None:
-            try:
-                request = self._requests.get_nowait()
-            except queue.Empty:
+            request = self._requests.take()
+            if request is None:
                 self._advance(self._carry_out(command))
             else:
                 self._loss = _reason(request)
@@ -146,6 +191,8 @@ class Elector:
     def _advance(self, event: Event) -> None:
         before, now = self._election, self._clock()
         after = self._election = state.advance(before, event, Moment(now, self._config, self._jitter()))
+        if isinstance(event, state.Connected):
+            self._last_trouble = ""
         if isinstance(event, state.Failed | state.NotHeld):
             self._loss = event.reason if isinstance(event, state.Failed) else "the session no longer holds the lock"
         if before.term is not None and after.term is None:
@@ -153,21 +200,20 @@ class Elector:
         elif after.term is not None and before.term is None:
             self._gained(after.term, after.trusted_until, now - after.since)
         elif after.term is not None:
-            self.leadership.extend(after.trusted_until)
+            self._leadership.extend(after.trusted_until)
 
     def _gained(self, term: Term, trusted_until: float, waited: float) -> None:
-        self._last_trouble = ""
         self._logger.info(
             "pgleader: gained leadership (election %s, term %d) after %s",
             term.election,
             term.number,
             _duration(waited),
         )
-        self.leadership.gain(term, trusted_until, "elected")
+        self._leadership.gain(term, trusted_until, "elected")
 
     def _lost(self, term: Term, now: float, *, late: bool) -> None:
         reason = "no renewal within the trust window" if late else self._loss
-        self.leadership.lose(reason)
+        self._leadership.lose(term, reason)
         self._logger.info("pgleader: lost leadership (election %s, term %d): %s", term.election, term.number, reason)
 
     def _carry_out(self, command: state.Command) -> Event:
@@ -189,7 +235,7 @@ class Elector:
                 place = self._open.take_place()
                 return state.PlacesFull() if place is None else state.PlaceTaken(place)
             case state.AwaitLock():
-                granted = self._open.await_lock(lambda: not self._requests.empty())
+                granted = self._open.await_lock(self._requests.pending)
                 return state.LockGranted() if granted else state.SliceOver()
             case state.MintTerm(place):
                 asked_at = self._clock()
@@ -212,12 +258,18 @@ class Elector:
         return self._session
 
     def _pause(self, until: float) -> Event:
-        try:
-            request = self._requests.get(timeout=max(0.0, min(until - self._clock(), LONGEST_PAUSE)))
-        except queue.Empty:
-            return state.Elapsed()
-        self._loss = _reason(request)
-        return request
+        session = self._session
+        # Whoever ends the session says so before the lock is free for others: a leader hears of it in time.
+        socket_of_session = session.fileno() if session is not None else None
+        while (left := until - self._clock()) > 0:
+            self._requests.wait(min(left, LONGEST_PAUSE), socket_of_session)
+            request = self._requests.take()
+            if request is not None:
+                self._loss = _reason(request)
+                return request
+            if session is not None:
+                session.check()
+        return state.Elapsed()
 
     def _close(self, *, broken: bool) -> None:
         session, self._session = self._session, None
@@ -225,7 +277,7 @@ class Elector:
             return
         if not broken:
             # Those who act for the leader end what they are in the middle of before anybody else may begin.
-            self.leadership.settle(self._config.renew_interval)
+            self._leadership.settle(self._config.renew_interval)
             session.release()
         session.close()
 

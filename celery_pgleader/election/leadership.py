@@ -145,10 +145,10 @@ class Leadership:
         if self._held is not None:
             self._held = self._held[0], trusted_until
 
-    def lose(self, reason: str) -> None:
-        """End the present term."""
-        if self._held is not None:
-            self._announce(None, Change(self._held[0], gained=False, reason=reason))
+    def lose(self, term: Term, reason: str) -> None:
+        """End a term, if it has not ended yet."""
+        if self._held is not None and self._held[0] == term:
+            self._announce(None, Change(term, gained=False, reason=reason))
 
     def _announce(self, held: tuple[Term, float] | None, change: Change) -> None:
         with self._changed:

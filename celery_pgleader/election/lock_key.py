@@ -33,8 +33,8 @@ class LockKey:
     def as_arguments(self) -> sql.Composable:
         """Return the key as the advisory lock functions take it."""
         if self.objsubid == 1:
-            return sql.SQL("{}::bigint").format(_signed(self.classid << 32 | self.objid, 64))
-        return sql.SQL("{}::int, {}::int").format(_signed(self.classid, 32), _signed(self.objid, 32))
+            return sql.SQL("({})::bigint").format(_signed(self.classid << 32 | self.objid, 64))
+        return sql.SQL("({})::int, ({})::int").format(_signed(self.classid, 32), _signed(self.objid, 32))
 
 
 def leader_key(config: Config) -> LockKey:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from psycopg import Error, sql
+from psycopg import Error, OperationalError, sql
 
 from celery_pgleader.config import Config
 from celery_pgleader.election import sql as statements
@@ -52,6 +52,15 @@ class LockSession:
         except BaseException:
             session.close()
             raise
+
+    def fileno(self) -> int:
+        """Return the session's socket, which becomes readable when the server ends the session."""
+        return self._session.fileno()
+
+    def check(self) -> None:
+        """Raise `psycopg.OperationalError` if the server has ended the session, as far as can be seen here."""
+        if not self._session.is_alive():
+            raise OperationalError("the server has ended the session")
 
     def take_place(self) -> int | None:
         """Try to take one of the places; return which, or none if they are full."""

@@ -19,14 +19,14 @@ class Seat:
         role: leader or successor.
         node: who, as far as its session's name tells; cut to what Postgres shows.
         backend_pid: the session.
-        connected_at: when the session began, ISO 8601.
+        connected_at: when the session began, ISO 8601; none if we may not see it.
 
     """
 
     role: str
     node: str
     backend_pid: int
-    connected_at: str
+    connected_at: str | None
 
 
 def observe(config: Config) -> list[Seat]:

@@ -16,6 +16,9 @@ select current_setting('server_version_num')::int as version,
        extract(epoch from current_setting('deadlock_timeout')::interval)::float as deadlock_timeout,
        set_config('statement_timeout', '0', false),
        set_config('default_transaction_isolation', 'read committed', false),
+       set_config('synchronous_commit',
+                  case current_setting('synchronous_commit') when 'off' then 'on'
+                       else current_setting('synchronous_commit') end, false),
        set_config('idle_session_timeout', %(idle_ms)s::text, false)
 """
 
@@ -47,11 +50,14 @@ $$
 """)
 
 # Mint a term, in the session that is seen to hold the lock, and give the place to the next follower.
-# Postgres never hands out a transaction number twice, not after a crash either.
+# Postgres never hands out a transaction number twice. For that to be true after a crash as well, the transaction must
+# have reached the log by the time it commits, which one that wrote nothing need not: hence the message, which nobody
+# reads.
 MINT_TERM = SQL("""
 select pg_current_xact_id()::text::bigint as term,
        pg_backend_pid() as backend_pid,
-       pg_advisory_unlock({place})
+       pg_advisory_unlock({place}),
+       pg_logical_emit_message(true, 'pgleader', '')
   from pg_locks
  where locktype = 'advisory' and granted and pid = pg_backend_pid()
    and database = (select oid from pg_database where datname = current_database())

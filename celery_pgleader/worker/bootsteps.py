@@ -6,6 +6,7 @@ the consumer's, which is torn down and built again at every reconnect.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -38,6 +39,10 @@ class ElectionStep(bootsteps.StartStopStep):
         self.enabled = getattr(worker.app, "pgleader", None) is not None if pgleader is None else pgleader
         if self.enabled:
             self._config = self._read_config(worker.app, beat=beat, options=options)
+            # Pool children and LeaderOnlyTask must know of an election that was named on the command line.
+            os.environ["PGLEADER_ELECTION"] = self._config.election
+        elif any(getattr(task, "leader_only", False) for task in worker.app.tasks.values()):
+            self._route(worker.app)
         super().__init__(worker, **options)
 
     def create(self, worker: Any) -> Any:
@@ -73,6 +78,13 @@ class ElectionStep(bootsteps.StartStopStep):
         # Runs in a signal handler, before anything else of the shutdown.
         if self.obj is not None:
             self.obj.wind_down()
+
+    def _route(self, app: Any) -> None:
+        """Have a worker without `--pgleader` send leader-only tasks on, in place of running them."""
+        from celery_pgleader.config import election_of  # noqa: PLC0415 - psycopg only where it is used
+        from celery_pgleader.tasks import route_leader_only_tasks  # noqa: PLC0415
+
+        route_leader_only_tasks(app, election_of(app))
 
     def _read_config(self, app: Any, *, beat: bool, options: dict[str, Any]) -> Any:
         from celery_pgleader.config import Config  # noqa: PLC0415 - psycopg only where it is used

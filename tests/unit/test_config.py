@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from celery_pgleader.config import LIBPQ_ENVIRONMENT, Config, check_channel, election_of
 from celery_pgleader.errors import ConfigurationError
@@ -133,6 +134,17 @@ def test_an_unknown_setting_is_refused() -> None:
     """A typo must not silently mean the default."""
     with pytest.raises(ConfigurationError, match=r"pgleader_tll: there is no such setting; did you mean pgleader_ttl\?"):
         Config.from_app(app(database_url=URL, tll=3))
+
+
+def test_settings_under_a_namespace() -> None:
+    """As Django projects have them: CELERY_PGLEADER_TTL."""
+    shop = Celery("shop")
+    shop.config_from_object({"CELERY_PGLEADER_TTL": 7, "CELERY_PGLEADER_DATABASE_URL": URL}, namespace="CELERY")
+    assert Config.from_app(shop).ttl == 7
+    typo = Celery("shop")
+    typo.config_from_object({"CELERY_PGLEADER_TLL": 7, "CELERY_PGLEADER_DATABASE_URL": URL}, namespace="CELERY")
+    with pytest.raises(ConfigurationError, match=r"CELERY_PGLEADER_TLL: there is no such setting; did you mean"):
+        Config.from_app(typo)
 
 
 def test_channels() -> None:
