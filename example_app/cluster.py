@@ -57,7 +57,8 @@ class Cluster:
         """
         self._folder = folder
         python_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-        self._env = {**os.environ, **env, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
+        # A killed worker leaves temporary files behind; here they go with the folder.
+        self._env = {**os.environ, **env, "PYTHONPATH": python_path, "TMPDIR": str(folder)}
         self._customers: subprocess.Popen[bytes] | None = None
         self.workers: list[Worker] = []
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -33,11 +35,14 @@ class DemoProcess:
         self._mark = uuid.uuid4().hex
         self._output = folder / "output.txt"
         self._seen: set[psutil.Process] = set()
+        # Not pytest's own, which Postgres' user could not enter if this is root.
+        self.temp = Path(tempfile.mkdtemp(prefix="demo-test-"))
+        self.temp.chmod(0o755)
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "example_app", *arguments],
                 cwd=REPOSITORY,
-                env={**os.environ, MARK: self._mark},
+                env={**os.environ, MARK: self._mark, "TMPDIR": str(self.temp)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -64,6 +69,7 @@ class DemoProcess:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
+        shutil.rmtree(self.temp, ignore_errors=True)
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:
@@ -115,6 +121,7 @@ def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> Non
     assert demo.process.wait(150) == 0, demo.output
     assert "The leader changed, and work went on." in demo.output
     assert demo.left_over() == []
+    assert not list(demo.temp.iterdir())
 
     summary = json.loads(summary_file.read_text())
     assert set(summary) == {"workers", "seconds", "failovers", "ticks", "notifications", "leader_only"}
@@ -158,6 +165,8 @@ def test_an_interrupt_leaves_no_process_behind(
 
     assert demo.process.wait(30) == (-how if how == signal.SIGKILL else 128 + how), demo.output
     eventually(lambda: not demo.left_over())
+    # A process that is killed cannot clean up behind itself.
+    assert how == signal.SIGKILL or not list(demo.temp.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [("--seconds", "3"), ("--workers", "1"), ("--seconds", "soon")])
