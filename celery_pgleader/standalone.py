@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -75,8 +76,8 @@ class LeaderElector:
         self._logger = logger or default_logger
         self._elector = Elector(self._config, node, logger=self._logger)
         self._notifier = Notifier(self._config, self._elector.node)
-        self._inboxes: dict[str, Inbox[Any]] = {
-            channel: Inbox(f"handler of channel {channel}", handle, self._logger)
+        self._inboxes: dict[str, Inbox[tuple[Any, Term]]] = {
+            channel: Inbox(f"handler of channel {channel}", self._unless_lost(handle), self._logger)
             for channel, handle in handlers.items()
         }
         self._changes: Inbox[bool] | None = None
@@ -108,14 +109,14 @@ class LeaderElector:
         """Leave the election, free the lock, end all threads. May be called twice, or before `start`.
 
         Args:
-            timeout: seconds to wait for each of the threads at most.
+            timeout: seconds to wait for that at most; a handler that takes longer goes on in its thread.
 
         """
+        deadline = time.monotonic() + timeout
         self._elector.stop(timeout)
-        if self._listening is not None:
-            self._listening.stop(timeout)
-        for inbox in self._all_inboxes():
-            inbox.stop(timeout)
+        owners: list[TermRunner | Inbox[Any]] = [*([self._listening] if self._listening is not None else []), *self._all_inboxes()]
+        for owner in owners:
+            owner.stop(max(0.0, deadline - time.monotonic()))
         self._notifier.close()
 
     def resign(self) -> None:
@@ -124,6 +125,8 @@ class LeaderElector:
 
     def notify(self, payload: Any, channel: str) -> None:
         """Send a JSON value to whoever leads and listens now; it is delivered at most once.
+
+        Also before `start` and after `stop`; the session that it opens is closed by the next `stop`.
 
         Raises:
             NotificationError: the value is no JSON, or longer than Postgres takes.
@@ -142,13 +145,25 @@ class LeaderElector:
         """Stop."""
         self.stop()
 
-    def _deliver(self, notification: Notification, _term: Term) -> None:
+    def _deliver(self, notification: Notification, term: Term) -> None:
         try:
             value = decode(notification.payload)
         except NotificationError as error:
             self._logger.warning("pgleader: dropped a notification on channel %s: %s", notification.channel, error)
         else:
-            self._inboxes[notification.channel].put(value)
+            self._inboxes[notification.channel].put((value, term))
+
+    def _unless_lost(self, handle: Callable[[Any], object]) -> Callable[[tuple[Any, Term]], object]:
+        """Return what handles a payload if the term in which it was heard is trusted still."""
+
+        def handle_if_trusted(item: tuple[Any, Term]) -> None:
+            value, term = item
+            if self.leadership.trusted(term):
+                handle(value)
+            else:
+                self._logger.warning("pgleader: dropped a notification of term %d, which is over", term.number)
+
+        return handle_if_trusted
 
     def _all_inboxes(self) -> list[Inbox[Any]]:
         return [*([self._changes] if self._changes else []), *self._inboxes.values()]

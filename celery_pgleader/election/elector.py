@@ -201,6 +201,9 @@ class Candidacy(threading.Thread):
             self._gained(after.term, after.trusted_until, now - after.since)
         elif after.term is not None:
             self._leadership.extend(after.trusted_until)
+        # Last, since a log may be slow.
+        if isinstance(event, state.Failed):
+            self._report_trouble(event.reason)
 
     def _gained(self, term: Term, trusted_until: float, waited: float) -> None:
         self._logger.info(
@@ -220,9 +223,7 @@ class Candidacy(threading.Thread):
         try:
             return self._attempt(command)
         except (Error, OSError, ServerUnsuitable) as error:
-            reason = _first_line(error)
-            self._report_trouble(reason)
-            return state.Failed(reason)
+            return state.Failed(_first_line(error))
 
     def _attempt(self, command: state.Command) -> Event:  # noqa: PLR0911 - one return for each command
         match command:

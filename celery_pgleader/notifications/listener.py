@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 
-from psycopg import sql
+from psycopg import Error, sql
 
 from celery_pgleader.config import Config
 from celery_pgleader.election.leadership import Leadership, Term
 from celery_pgleader.election.lock_session import session_name
 from celery_pgleader.notifications.payload import Notification
 from celery_pgleader.postgres import Session, open_session
+
+logger = logging.getLogger(__name__)
 
 GLANCE = 0.1
 
@@ -45,12 +48,14 @@ class Listener:
         self._handle = handle
 
     def run(self, term: Term, ended: threading.Event) -> None:
-        """Listen until the term ends.
+        """Listen until the term ends, or until the session fails: what is sent until the next call is lost."""
+        try:
+            self._run(term, ended)
+        except Error as error:
+            if not ended.is_set():
+                logger.warning("pgleader: the listener lost its session: %s", str(error).strip().splitlines()[0])
 
-        Raises:
-            psycopg.Error: the session failed; what was sent in the meantime is lost.
-
-        """
+    def _run(self, term: Term, ended: threading.Event) -> None:
         name = session_name("listener", term.node)
         with open_session(self._config.database_url, name, unresponsive_after=self._config.ttl) as session:
             for channel in self._channels:

@@ -30,9 +30,9 @@ class LeaderQueue:
         self._closed = False
 
     def attach(self, consumer: Any) -> None:
-        """Take over a consumer that has just connected."""
+        """Take over a consumer that is connecting; it is not ready for messages before its loop runs."""
         self._consumer = consumer
-        self.reconcile()
+        self._ask_for_reconcile()
 
     def detach(self) -> None:
         """Let go of a consumer that is about to reconnect or stop, and see that it does not resume the queue."""
