@@ -45,9 +45,9 @@ class LeaderQueue:
         app.amqp.queues.deselect([self.name])
 
     def close(self) -> None:
-        """Consume no more, whoever leads. Safe in a signal handler."""
+        """Join the queue no more, whoever leads; the consumer is about to stop. Safe in a signal handler."""
+        # Asking for a reconcile would take a lock that the handler may have interrupted.
         self._closed = True
-        self._ask_for_reconcile()
 
     def is_busy(self) -> bool:
         """Tell whether a leader-only task was received and has not ended."""
