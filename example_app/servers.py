@@ -4,7 +4,7 @@
         print(postgres.url(), valkey.url)
 
 Both work as root, too, though Postgres refuses to: it is then run by the user `nobody`. On Linux both die with the
-process that started them, whatever way that one ends.
+process that started them, whatever way that one ends; more exactly with its thread, so start them in one that lasts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ import psycopg
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 30.0
 GLANCE = 0.02
+# Below those that systems give to outgoing connections: while a server is down, nobody comes by its port by chance.
+PORTS = range(20000, 32000)
 
 PR_SET_PDEATHSIG = 1
 
@@ -67,10 +70,16 @@ class Server:
 
     def __enter__(self: ServerT) -> ServerT:
         """Start."""
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, _: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         """Stop, and remove the folder."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -119,7 +128,11 @@ class Server:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
-            process.wait(STOP_TIMEOUT)
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def _popen(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
@@ -130,7 +143,7 @@ class Server:
                 stderr=log,
                 # An interrupt at the keyboard is for the program, which then stops its servers in good order.
                 start_new_session=True,
-                preexec_fn=_dies_with_parent(self.death_signal),
+                preexec_fn=dies_with_parent(self.death_signal),
                 **options,
             )
 
@@ -154,7 +167,7 @@ class EmbeddedPostgres(Server):
         self._user = _unprivileged_user()
         if self._user is not None:
             os.chown(self.folder, *self._user)
-        self._bin = _within_reach(bin_dir or wheel_postgres(), self.folder, self._user)
+        self.bin_dir = _within_reach(bin_dir or wheel_postgres(), self.folder, self._user)
         self._settings = {**SETTINGS, **(settings or {})}
 
     def url(self, dbname: str = "postgres", user: str = "postgres") -> str:
@@ -168,14 +181,14 @@ class EmbeddedPostgres(Server):
     def kill(self) -> None:
         """Crash: postmaster and sessions die at once, nothing is written any more."""
         if self.pid is not None:
-            # Its children see that it is gone, and end; until then the port may not be taken again.
             children = _children(self.pid)
             super().kill()
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
-                    while True:
-                        os.kill(child, signal.SIGKILL)
-                        time.sleep(GLANCE)
+                    os.kill(child, signal.SIGKILL)
+            # They are no children of ours, so they are not waited for but looked at.
+            while any(_is_alive(child) for child in children):
+                time.sleep(GLANCE / 10)
 
     def _launch(self) -> subprocess.Popen[bytes]:
         data = self.folder / "data"
@@ -184,11 +197,11 @@ class EmbeddedPostgres(Server):
         # Left over when the server was killed; the process id in it may be somebody else's by now.
         (data / "postmaster.pid").unlink(missing_ok=True)
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
-        command = [str(self._bin / "postgres"), "-D", str(data), "-p", str(self.port), *options]
+        command = [str(self.bin_dir / "postgres"), "-D", str(data), "-p", str(self.port), *options]
         return self._popen(command, **self._as_user())
 
     def _initialise(self, data: Path) -> None:
-        command = [str(self._bin / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+        command = [str(self.bin_dir / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
         command += ["--locale=C", "--no-sync"]
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=self.folder, **self._as_user()
@@ -237,10 +250,11 @@ class EmbeddedValkey(Server):
 
 def free_port() -> int:
     """Return a port of the loopback address that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServerFailed("no port is free")
 
 
 def wheel_postgres() -> Path:
@@ -290,7 +304,8 @@ def _within_reach(bin_dir: Path, folder: Path, user: tuple[int, int] | None) -> 
     return copy / bin_dir.name
 
 
-def _dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """Return what a child does before it becomes a program, to be sent a signal when its parent ends."""
     if sys.platform != "linux":
         return None
     # Looked up here, since little is safe to do between fork and exec.
@@ -308,3 +323,13 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in listed.split()]
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether a process has something left to do; one that only waits for its parent to notice has not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    # After the program's name, which is in parentheses and may hold some itself.
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}

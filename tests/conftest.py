@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+
+from example_app.servers import wheel_postgres
 
 pytest_plugins = ["tests.fixtures.servers"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add our options."""
-    parser.addoption("--pg-bin", metavar="DIR", help="programs of the Postgres to test with [those of the wheel]")
+    parser.addoption(
+        "--pg-bin", metavar="DIR", type=Path, help="programs of the Postgres to test with [those of the wheel]"
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what is tested with what."""
+    postgres = (config.getoption("--pg-bin") or wheel_postgres()) / "postgres"
+    server = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "psycopg"))
-    return f"{packages}; Postgres programs: {config.getoption('--pg-bin') or 'of the wheel'}"
+    return f"{packages}; {server}"

@@ -11,9 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from example_app.servers import free_port
+from example_app.servers import ServerFailed, dies_with_parent, free_port
 
 START_TIMEOUT = 120.0
+STOP_TIMEOUT = 30.0
 GLANCE = 0.1
 
 
@@ -26,7 +27,10 @@ def find_rabbitmq() -> Path | None:
 
 
 class RabbitMQ:
-    """A node with a folder, ports, a cookie and a port mapper (epmd) of its own."""
+    """A node with a folder, ports, a cookie and a port mapper (epmd) of its own.
+
+    Both die with the thread that starts them.
+    """
 
     def __init__(self, script: Path) -> None:
         """Choose a folder and ports; nothing runs before `start`."""
@@ -40,6 +44,8 @@ class RabbitMQ:
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
+            # Has the script become the node, rather than stay in between.
+            "RUNNING_UNDER_SYSTEMD": "true",
             "RABBITMQ_NODENAME": f"test{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -53,6 +59,7 @@ class RabbitMQ:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._mapper: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -61,33 +68,22 @@ class RabbitMQ:
 
     def start(self) -> None:
         """Start, and return once it answers."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self._script)],
-                env=self._environment,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        if self._mapper is None:
+            # Otherwise the node starts one as a daemon, which stays.
+            self._mapper = self._popen("epmd")
+        self._process = self._popen(str(self._script))
         deadline = time.monotonic() + START_TIMEOUT
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"RabbitMQ did not start: {self.log.read_text(errors='replace')[-3000:]}")
+                log_end = self.log.read_text(errors="replace")[-3000:]
+                self.close()
+                raise ServerFailed(f"RabbitMQ did not start: {log_end}")
             time.sleep(GLANCE)
 
     def stop(self) -> None:
         """Stop in good order; harmless if it does not run."""
         process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        _end(process)
 
     def restart(self) -> None:
         """Stop and start again, on the same port, with the same data."""
@@ -95,12 +91,24 @@ class RabbitMQ:
         self.start()
 
     def close(self) -> None:
-        """Stop it, its port mapper and leave nothing behind."""
+        """Stop it and its port mapper, and leave nothing behind."""
         self.stop()
-        epmd = shutil.which("epmd")
-        if epmd:
-            subprocess.run([epmd, "-kill"], env=self._environment, capture_output=True, check=False)
+        mapper, self._mapper = self._mapper, None
+        _end(mapper)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _popen(self, program: str) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [program],
+                env=self._environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=dies_with_parent(signal.SIGKILL),
+            )
 
     def _answers(self) -> bool:
         try:
@@ -111,3 +119,14 @@ class RabbitMQ:
                 return connection.recv(8).startswith(b"AMQP")
         except OSError:
             return False
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    if process is None:
+        return
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
