@@ -182,7 +182,8 @@ def describe(summary: Summary) -> str:
         if some:
             lock = _middle(failover.lock_ms for failover in some)
             tick = _middle(failover.first_tick_ms for failover in some)
-            lines.append(f"  {kind:<14} {len(some)} failovers; in the median {lock} to the lock, {tick} to a tick")
+            times = "once" if len(some) == 1 else f"{len(some)} times"
+            lines.append(f"  {kind:<14} {times}; in the median {lock} to the lock, {tick} to the next tick")
     ran = f"{leader_only.sent} sent, {leader_only.ran} ran, {leader_only.ran_off_leader} off the leader"
     published = f"{ticks.expected} expected, {ticks.published} published"
     handled = f"{orders.sent} sent, {orders.handled} handled"
