@@ -52,7 +52,8 @@ class LeaderQueue:
     def is_busy(self) -> bool:
         """Tell whether a leader-only task was received and has not ended."""
         try:
-            requests = list(state.reserved_requests)
+            # Celery before 5.7 forgets at a shutdown what it has reserved, though not what runs.
+            requests = [*state.reserved_requests, *state.active_requests]
         except RuntimeError:
             # The main loop is changing the set at this very moment, so the worker is at work.
             return True

@@ -377,8 +377,13 @@ def test_incident_15_a_reforked_child_keeps_no_session_alive(on_valkey: Workers,
 
     parent = psutil.Process(worker.process.pid)
     assert [c for c in parent.net_connections("tcp") if c.raddr and c.raddr.port == port]
-    for child in parent.children():
-        assert not [c for c in child.net_connections("tcp") if c.raddr and c.raddr.port == port]
+
+    def children_hold_none() -> bool:
+        # One that was forked this very moment may not have closed its copy yet.
+        held = [c for child in parent.children() for c in child.net_connections("tcp") if c.raddr]
+        return not [c for c in held if c.raddr.port == port]
+
+    eventually(children_hold_none, timeout=PATIENCE)
 
 
 def test_the_plugin_is_light() -> None:
