@@ -1,0 +1,19 @@
+"""What the project's own files promise each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    """To the letter; the demo for a time of its own, since the tests' environment is there by then."""
+    tests = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
+    demo = ".venv/bin/tox run -e demo"
+    commands = re.findall(r"^```sh\n(python3 .*)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert commands == [f"{tests} -e demo", tests]
+    steps = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert f"{tests} || exit" in steps
+    assert f"{demo} -- --seconds 20" in steps
