@@ -1,9 +1,9 @@
 """The errors that celery-pgleader raises.
 
-    PgLeaderError
-    ├── ConfigurationError    a setting, or two settings together, that cannot work
-    ├── ServerUnsuitable      a Postgres server on which no election can be held
-    └── NotificationError     a notification that cannot be sent as it was given
+PgLeaderError
+├── ConfigurationError    a setting, or two settings together, that cannot work
+├── ServerUnsuitable      a Postgres server on which no election can be held
+└── NotificationError     a notification that cannot be sent as it was given
 """
 
 from __future__ import annotations

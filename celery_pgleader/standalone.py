@@ -114,7 +114,10 @@ class LeaderElector:
         """
         deadline = time.monotonic() + timeout
         self._elector.stop(timeout)
-        owners: list[TermRunner | Inbox[Any]] = [*([self._listening] if self._listening is not None else []), *self._all_inboxes()]
+        owners: list[TermRunner | Inbox[Any]] = [
+            *([self._listening] if self._listening is not None else []),
+            *self._all_inboxes(),
+        ]
         for owner in owners:
             owner.stop(max(0.0, deadline - time.monotonic()))
         self._notifier.close()
@@ -141,7 +144,9 @@ class LeaderElector:
         self.start()
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
         """Stop."""
         self.stop()
 

@@ -196,7 +196,7 @@ class Candidacy(threading.Thread):
         if isinstance(event, state.Failed | state.NotHeld):
             self._loss = event.reason if isinstance(event, state.Failed) else "the session no longer holds the lock"
         if before.term is not None and after.term is None:
-            self._lost(before.term, now, late=now >= before.trusted_until)
+            self._lost(before.term, late=now >= before.trusted_until)
         elif after.term is not None and before.term is None:
             self._gained(after.term, after.trusted_until, now - after.since)
         elif after.term is not None:
@@ -214,7 +214,7 @@ class Candidacy(threading.Thread):
         )
         self._leadership.gain(term, trusted_until, "elected")
 
-    def _lost(self, term: Term, now: float, *, late: bool) -> None:
+    def _lost(self, term: Term, *, late: bool) -> None:
         reason = "no renewal within the trust window" if late else self._loss
         self._leadership.lose(term, reason)
         self._logger.info("pgleader: lost leadership (election %s, term %d): %s", term.election, term.number, reason)
@@ -287,7 +287,11 @@ class Candidacy(threading.Thread):
         level = logging.DEBUG if reason == self._last_trouble else logging.WARNING
         self._last_trouble = reason
         self._logger.log(
-            level, "pgleader: no session with %s (election %s): %s", self._config.database, self._config.election, reason
+            level,
+            "pgleader: no session with %s (election %s): %s",
+            self._config.database,
+            self._config.election,
+            reason,
         )
 
 

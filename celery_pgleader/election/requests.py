@@ -21,8 +21,8 @@ class Requests(Generic[T]):
         """Begin empty."""
         self._items: deque[T] = deque()
         self._wake_end, self._put_end = socket.socketpair()
-        self._wake_end.setblocking(False)
-        self._put_end.setblocking(False)
+        self._wake_end.settimeout(0)
+        self._put_end.settimeout(0)
 
     def put(self, item: T) -> None:
         """Leave a request and wake who waits for one."""

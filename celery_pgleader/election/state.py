@@ -232,7 +232,7 @@ class Moment:
     jitter: float
 
 
-def command(election: Election) -> Command | None:
+def command(election: Election) -> Command | None:  # noqa: PLR0911 - one return for each command
     """Return what is to be done next, or nothing once stopped."""
     match election.phase:
         case Phase.STOPPED:
@@ -268,7 +268,7 @@ def advance(election: Election, event: Event, moment: Moment) -> Election:
     return handler(election, event, moment)
 
 
-def _start(election: Election, _event: Started, moment: Moment) -> Election:
+def _start(_election: Election, _event: Started, moment: Moment) -> Election:
     return Election(Phase.CONNECTING, since=moment.now)
 
 

@@ -33,7 +33,7 @@ class ElectionStep(bootsteps.StartStopStep):
     # After the first fork, so that pool children inherit neither threads nor sockets.
     requires = ("celery.worker.components:Pool",)
 
-    def __init__(self, worker: Any, pgleader: bool | None = None, beat: bool = False, **options: Any) -> None:
+    def __init__(self, worker: Any, *, pgleader: bool | None = None, beat: bool = False, **options: Any) -> None:
         """Check the configuration, so that a worker that cannot take part does not start."""
         worker.pgleader = None
         self.enabled = getattr(worker.app, "pgleader", None) is not None if pgleader is None else pgleader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,12 +38,18 @@ class Worker:
 
     def __repr__(self) -> str:
         """Show what a failed test needs."""
-        return f"<{self.node}: exit code {self.process.poll()}, log ends {self.log.read_text(errors='replace')[-2000:]!r}>"
+        return (
+            f"<{self.node}: exit code {self.process.poll()}, log ends {self.log.read_text(errors='replace')[-2000:]!r}>"
+        )
 
     def is_ready(self) -> bool:
         """Tell whether it consumes."""
         assert self.process.poll() is None, self
         return f"{self.node} ready." in self.log.read_text(errors="replace")
+
+    def await_line(self, words: str, times: int = 1) -> None:
+        """Wait until a line with these words was logged so many times."""
+        eventually(lambda: self.log.read_text(errors="replace").count(words) >= times, timeout=PATIENCE)
 
     def send(self, number: int) -> None:
         """Send a signal to the main process."""
@@ -56,10 +63,8 @@ class Worker:
 
     def end(self) -> None:
         """Leave no process of it behind."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 
@@ -86,16 +91,25 @@ class Workers:
         }
         self.sender = Celery("proj", broker=broker, set_as_current=False)
 
-    def start(self, name: str, *options: str, pgleader: bool = True, wait: bool = True) -> Worker:
-        """Start a worker, and wait until it consumes unless told not to."""
+    def start(self, name: str, *options: str, app: str = APP, pgleader: bool = True) -> Worker:
+        """Start a worker, and wait until it consumes."""
         node = f"{name}@test"
-        command = [sys.executable, "-m", "celery", "-A", APP, "worker", "-n", node, "-P", self._pool, "-c", "2"]
-        command += ["-l", "INFO", *(["--pgleader"] if pgleader else []), *options]
-        worker = Worker(node, command, self.environment, self._folder / f"{name}.log")
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", node, "-P", self._pool, "-c", "2"]
+        return self.run(node, [*command, "-l", "INFO", *(["--pgleader"] if pgleader else []), *options])
+
+    def run(self, node: str, command: Sequence[str]) -> Worker:
+        """Start a program that runs a worker, and wait until that consumes."""
+        worker = Worker(node, command, self.environment, self._folder / f"{node}.log")
         self.workers.append(worker)
-        if wait:
-            eventually(worker.is_ready, timeout=PATIENCE)
+        eventually(worker.is_ready, timeout=PATIENCE)
         return worker
+
+    def write(self, name: str, code: str) -> Path:
+        """Write a module that the workers can import; return its path."""
+        module = self._folder / f"{name}.py"
+        module.write_text(code)
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(self._folder), str(Path.cwd())])
+        return module
 
     def facts(self, what: str | None = None, **equal: Any) -> list[dict[str, Any]]:
         """Return what was told, in order."""

@@ -132,7 +132,9 @@ def test_incident_4_impossible_timing_is_refused() -> None:
 
 def test_an_unknown_setting_is_refused() -> None:
     """A typo must not silently mean the default."""
-    with pytest.raises(ConfigurationError, match=r"pgleader_tll: there is no such setting; did you mean pgleader_ttl\?"):
+    with pytest.raises(
+        ConfigurationError, match=r"pgleader_tll: there is no such setting; did you mean pgleader_ttl\?"
+    ):
         Config.from_app(app(database_url=URL, tll=3))
 
 
@@ -153,7 +155,9 @@ def test_channels() -> None:
     assert config.channels == {"orders": ("shop.on_order",), "it's": ("a", "b")}
 
 
-@pytest.mark.parametrize("value", ["orders", {"orders": None}, {"orders": [1]}, {"orders": []}, {"": "task"}, {7: "task"}])
+@pytest.mark.parametrize(
+    "value", ["orders", {"orders": None}, {"orders": [1]}, {"orders": []}, {"": "task"}, {7: "task"}]
+)
 def test_bad_channels_are_refused(value: object) -> None:
     """With the setting's name."""
     assert refusal(channels=value).startswith("pgleader_channels = ")
@@ -166,7 +170,7 @@ def test_channel_names_that_postgres_would_cut_or_refuse(channel: str) -> None:
         check_channel("channel", channel)
 
 
-@pytest.mark.parametrize("channel", ["x" * 63, "ü" * 31, 'quo"te\'s; --', "UPPER case"])
+@pytest.mark.parametrize("channel", ["x" * 63, "ü" * 31, "quo\"te's; --", "UPPER case"])
 def test_any_other_channel_name_will_do(channel: str) -> None:
     """Quotes included."""
     assert check_channel("channel", channel) == channel
