@@ -51,7 +51,6 @@ class Participant:
             listener = Listener(config, self.leadership, channels, Dispatcher(app, channels).dispatch)
             self._runners.append(TermRunner(self.leadership, "listener", listener.run, logger))
 
-        self._winding_down = False
         self._draining: threading.Thread | None = None
 
     def start(self) -> None:
@@ -69,7 +68,6 @@ class Participant:
 
         Safe in a signal handler, and to be called more than once.
         """
-        self._winding_down = True
         self._elector.retire()
         self.leader_queue.close()
         if not self.leader_queue.is_busy():

@@ -1,0 +1,82 @@
+"""The database of a Django project is found, as the project describes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+SCRIPT = """
+import django, json, sys
+from celery import Celery
+django.setup()
+from celery_pgleader.config import Config
+from celery_pgleader.errors import ConfigurationError
+app = Celery("shop")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+try:
+    config = Config.from_app(app)
+except ConfigurationError as error:
+    print(json.dumps({"error": str(error)}))
+else:
+    print(json.dumps({"url": config.database_url, "ttl": config.ttl}))
+"""
+
+
+def config_of(folder: Path, settings: str) -> dict[str, Any]:
+    """Return what a Django project with these settings comes to."""
+    (folder / "project_settings.py").write_text(settings)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "CELERY_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**environment, "PYTHONPATH": str(folder), "DJANGO_SETTINGS_MODULE": "project_settings"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+def test_the_default_database_is_used(tmp_path: Path) -> None:
+    """With libpq's own options, and without Django's and psycopg's."""
+    settings = """
+DATABASES = {"default": {
+    "ENGINE": "django.db.backends.postgresql", "NAME": "shop", "USER": "app", "PASSWORD": "it's s3cret",
+    "HOST": "db", "PORT": 5433,
+    "OPTIONS": {"sslmode": "require", "pool": True, "isolation_level": 2, "server_side_binding": True},
+}}
+CELERY_PGLEADER_TTL = 7
+"""
+    found = config_of(tmp_path, settings)
+    assert conninfo_to_dict(found["url"]) == {
+        "dbname": "shop",
+        "user": "app",
+        "password": "it's s3cret",
+        "host": "db",
+        "port": "5433",
+        "sslmode": "require",
+    }
+    assert found["ttl"] == 7
+
+
+def test_a_setting_comes_before_the_default_database(tmp_path: Path) -> None:
+    """Who names a database means it."""
+    settings = """
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "shop"}}
+CELERY_PGLEADER_DATABASE_URL = "host=elsewhere"
+"""
+    assert config_of(tmp_path, settings)["url"] == "host=elsewhere"
+
+
+@pytest.mark.parametrize("database", ['{"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}', "{}"])
+def test_another_kind_of_database_is_none(tmp_path: Path, database: str) -> None:
+    """A project on SQLite, or on nothing, has to name one."""
+    found = config_of(tmp_path, f'DATABASES = {{"default": {database}}}')
+    assert found["error"].startswith("pgleader_database_url is not set")
