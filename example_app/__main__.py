@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import FrameType
 
 from example_app.demo import Demo, DemoError
+from example_app.interrupts import Interrupted, Interrupts
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey, ServerFailed
 from example_app.summary import describe
 from example_app.view import View, choose
 
 MIN_SECONDS = 10.0
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupted(BaseException):
-    """The demo was told to stop, by the signal that is its only argument."""
 
 
 def main() -> int:
     """Run the demo as the command line says; return the exit code."""
     options = _parse()
-    for number in INTERRUPTS:
-        signal.signal(number, _interrupt)
+    interrupts = Interrupts()
     try:
         with closing(choose(live=options.live)) as view:
-            return _run(options, view)
+            return _run(options, view, interrupts)
     except Interrupted as interrupted:
         print("interrupted; everything was stopped", flush=True)
         return 128 + int(interrupted.args[0])
@@ -55,21 +48,20 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _run(options: argparse.Namespace, view: View) -> int:
+def _run(options: argparse.Namespace, view: View, interrupts: Interrupts) -> int:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="pgleader-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        # Everything temporary goes in there, and with it. If this is root, Postgres runs as somebody else.
+        tempfile.tempdir = str(folder)
+        folder.chmod(0o711)
         view.say("starting Postgres and Valkey")
         started = time.monotonic()
-        postgres, valkey = EmbeddedPostgres(), EmbeddedValkey()
-        # Before they start, which may be interrupted, too.
-        stack.push(postgres)
-        stack.push(valkey)
-        postgres.start()
-        valkey.start()
+        postgres = stack.enter_context(EmbeddedPostgres())
+        valkey = stack.enter_context(EmbeddedValkey())
         view.say(f"both are up after {time.monotonic() - started:.1f} s; logs of the workers are in {folder}")
 
-        demo = Demo(postgres.url("postgres"), valkey.url, folder, view)
+        demo = Demo(postgres.url("postgres"), valkey.url, folder, view, interrupts)
         stack.callback(demo.close)
         try:
             summary, shortcomings = demo.run(options.workers, options.seconds)
@@ -83,13 +75,6 @@ def _run(options: argparse.Namespace, view: View) -> int:
         view.say("\n" + describe(summary))
         view.say("\n".join(f"FAILED: {what}" for what in shortcomings) or "The leader changed, and work went on.")
         return 1 if shortcomings else 0
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    # Once is enough: nothing may disturb the cleaning up.
-    for other in INTERRUPTS:
-        signal.signal(other, signal.SIG_IGN)
-    raise Interrupted(number)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from example_app import tether
+from example_app.servers import dies_with_parent
 
 REPOSITORY = Path(__file__).parent.parent
 STOP_TIMEOUT = 10.0
@@ -123,13 +123,14 @@ class Cluster:
         with (self._folder / f"{name}.log").open("ab") as log:
             # A session of its own: Ctrl-C is for the demo alone, which then stops the others in order.
             return subprocess.Popen(
-                tether.tied(command),
+                command,
                 cwd=REPOSITORY,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=dies_with_parent(signal.SIGKILL),
             )
 
 

@@ -15,6 +15,7 @@ import redis
 from psycopg.sql import SQL
 
 from example_app.cluster import Cluster, Worker
+from example_app.interrupts import Interrupts
 from example_app.summary import (
     CRASH,
     TERM,
@@ -61,7 +62,7 @@ class DemoError(Exception):
 class Demo:
     """Runs the shop and kills its leaders; the servers are there already."""
 
-    def __init__(self, database_url: str, broker_url: str, folder: Path, view: View) -> None:
+    def __init__(self, database_url: str, broker_url: str, folder: Path, view: View, interrupts: Interrupts) -> None:
         """Prepare; nothing runs before `run`.
 
         Args:
@@ -69,8 +70,10 @@ class Demo:
             broker_url: an empty Redis or Valkey.
             folder: for logs.
             view: shows what happens.
+            interrupts: asked now and then.
 
         """
+        self._interrupts = interrupts
         self._db = psycopg.connect(database_url, autocommit=True)
         self._broker = redis.Redis.from_url(broker_url)
         self._watch = Watch(database_url)
@@ -127,6 +130,7 @@ class Demo:
         """Wait until somebody leads and the others wait in line, of whom the election has two."""
 
         def ready() -> Seats | None:
+            self._interrupts.check()
             for worker in self.cluster.workers:
                 if not worker.is_running:
                     raise DemoError(f"{worker.node} ended with code {worker.process.returncode}")
@@ -162,6 +166,7 @@ class Demo:
 
     def _look_after(self) -> None:
         """Start workers that have ended, those killed at the very end included, and redraw."""
+        self._interrupts.check()
         for worker in self.cluster.revive():
             self._view.say(f"       {worker.node} starts again, as process {worker.process.pid}")
         if time.monotonic() >= self._redraw_at:
