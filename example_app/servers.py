@@ -101,8 +101,7 @@ class Server:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                log = self.log.read_text(errors="replace") if self.log.exists() else ""
-                raise ServerFailed(f"{self.name} did not start: {log[-2000:]}")
+                raise ServerFailed(f"{self.name} did not start: {self._end_of_log()}")
             time.sleep(GLANCE)
 
     def stop(self) -> None:
@@ -133,6 +132,9 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def _end_of_log(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:]
 
     def _popen(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
@@ -203,11 +205,16 @@ class EmbeddedPostgres(Server):
     def _initialise(self, data: Path) -> None:
         command = [str(self.bin_dir / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]
         command += ["--locale=C", "--no-sync"]
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=self.folder, **self._as_user()
-        )
-        if result.returncode:
-            raise ServerFailed(f"initdb failed: {result.stderr[-2000:]}")
+        process = self._popen(command, cwd=self.folder, **self._as_user())
+        try:
+            failed = process.wait()
+        except BaseException:
+            # It ends its own processes, and removes what it wrote.
+            process.terminate()
+            process.wait()
+            raise
+        if failed:
+            raise ServerFailed(f"initdb failed: {self._end_of_log()}")
 
     def _answers(self) -> bool:
         try:
