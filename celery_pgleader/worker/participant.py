@@ -20,7 +20,7 @@ from celery_pgleader.threads import Inbox
 
 logger = get_logger(__name__)
 
-DRAIN_GLANCE = 0.1
+DRAIN_GLANCE = 0.02
 
 
 class Participant:
