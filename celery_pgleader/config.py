@@ -172,7 +172,7 @@ def _django_database_url() -> str:
     """Return the conninfo of Django's default database if it is Postgres, else nothing."""
     if "django" not in sys.modules or not os.environ.get("DJANGO_SETTINGS_MODULE"):
         return ""
-    from django.db import connection  # type: ignore[import-not-found]  # noqa: PLC0415 - Django is optional
+    from django.db import connection  # type: ignore[import-untyped]  # noqa: PLC0415 - Django is optional
 
     if connection.vendor != "postgresql":
         return ""

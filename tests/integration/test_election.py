@@ -458,18 +458,18 @@ def test_incident_2_two_nodes_of_one_host_are_told_apart(standing: Callable[...,
 
 
 def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
-    """Ten nodes: one connection each, under five statements a second together, 0.2 for one that is no successor."""
+    """A leader and ten followers: a connection each, under five statements a second in all, 0.2 from the idlest."""
     url = own_postgres.url()
     group = standing(url)
-    for number in range(10):
+    for number in range(11):
         group.add(f"node{number}")
     group.await_leader()
     eventually(lambda: len(observe(group.config)) == 3, timeout=PATIENCE)
-    eventually(lambda: len([e for e in group.electors if e.phase is Phase.FOLLOWER]) == 7, timeout=PATIENCE)
+    eventually(lambda: len([e for e in group.electors if e.phase is Phase.FOLLOWER]) == 8, timeout=PATIENCE)
     one(url, "alter system set log_line_prefix = '%p '")
     one(url, "alter system set log_statement = 'all'")
     one(url, "select pg_reload_conf()")
-    seconds = 12.0
+    seconds = 30.0
     begin = len(own_postgres.log.read_text(errors="replace").splitlines())
     threading.Event().wait(seconds)
     lines = own_postgres.log.read_text(errors="replace").splitlines()[begin:]
@@ -477,9 +477,9 @@ def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPost
     query = "select pid, application_name from pg_stat_activity where application_name like 'pgleader%'"
     with psycopg.connect(url) as connection:
         sessions = {pid for pid, _ in connection.execute(query).fetchall()}
-    assert len(sessions) == 10
+    assert len(sessions) == 11
     sent = Counter(pid for pid in pids if pid in sessions)
     assert 1 <= sum(sent.values()) / seconds < 5, sent
     waiting = {seat.backend_pid for seat in observe(group.config)}
-    # A poll each 8 to 12 seconds.
-    assert all(sent[pid] <= 2 for pid in sessions if pid not in waiting), sent
+    assert all(sent[pid] / seconds < 0.2 for pid in sessions if pid not in waiting), sent
+    print(f"{sum(sent.values()) / seconds:.2f} statements a second from {len(sessions)} sessions: {sent}")

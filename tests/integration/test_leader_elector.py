@@ -119,9 +119,9 @@ class Electorate:
         self.observer.execute("select pg_notify(%s, %s)", [channel, text])
 
     def terminate(self, session: str) -> None:
-        """End a session, named by its `application_name`, on the server's side."""
+        """End a session, named by its `application_name`, on the server's side, and wait until it is gone."""
         ended = self.observer.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", [session]
+            "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = %s", [session]
         ).fetchall()
         assert ended == [(True,)]
 
