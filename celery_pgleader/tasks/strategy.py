@@ -37,9 +37,15 @@ def leader_only(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[.
 
     def _forward(message: Any) -> None:
         logger.info("pgleader: forwarding leader-only task %s[%s] to %s", task.name, message.headers.get("id"), queue)
-        with app.producer_or_acquire() as producer:
-            producer.maybe_declare(app.amqp.queues[queue])
-            republish(producer, message, exchange="", routing_key=queue)  # type: ignore[arg-type]  # the stubs err
-        message.ack_log_error(logger, consumer.connection_errors)
+        try:
+            with app.producer_or_acquire() as producer:
+                producer.maybe_declare(app.amqp.queues[queue])
+                republish(producer, message, exchange="", routing_key=queue)  # type: ignore[arg-type]  # the stubs err
+        except Exception:
+            # Whatever is wrong with sending, receiving goes on, and nothing is lost.
+            logger.exception("pgleader: could not forward %s[%s]", task.name, message.headers.get("id"))
+            message.reject_log_error(logger, consumer.connection_errors, requeue=True)
+        else:
+            message.ack_log_error(logger, consumer.connection_errors)
 
     return handle

@@ -12,8 +12,11 @@ from typing import Any
 import click
 from celery import bootsteps
 from celery.signals import worker_shutting_down
+from celery.utils.log import get_logger
 
 from celery_pgleader.errors import ConfigurationError
+
+logger = get_logger(__name__)
 
 OPTION_PREFIX = "pgleader_"
 
@@ -58,10 +61,13 @@ class ElectionStep(bootsteps.StartStopStep):
         worker.pgleader.start()
 
     def close(self, worker: Any) -> None:
-        """Stand no more. Celery's shutdown would end here if this raised."""
-        if worker.pgleader is not None:
+        """Stand no more."""
+        try:
             worker.pgleader.wind_down()
             worker.pgleader.drain()
+        except Exception:
+            # Celery's shutdown would end here.
+            logger.exception("pgleader: could not wind down")
 
     def stop(self, worker: Any) -> None:
         """Do nothing more: the pool's tasks still run, and those that are leader-only need the lock."""
