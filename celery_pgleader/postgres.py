@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import sys
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +18,7 @@ Error = psycopg.Error
 
 CONNECT_TIMEOUT = 5
 CANCEL_TIMEOUT = 1.0
+GLANCE = 0.1
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -38,9 +38,12 @@ class Session(psycopg.Connection[Any]):
     _deadline: float | None = None
     _interrupted: Callable[[], bool] = staticmethod(_never)
 
-    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        """Wait as psycopg does, but keep to the bounds of `bounded`."""
-        return super().wait(self._watched(gen), *args, **kwargs)
+    def wait(self, gen: Any, interval: float = GLANCE, timeout: float | None = None) -> Any:
+        """Wait for the server as psycopg does, but keep to the bounds of `bounded`."""
+        # Of psycopg's ways to wait, this one looks up in all its versions, and it knows green threads: the default one
+        # is in C, blocks eventlet's hub and, before 3.3, never asks a generator while there is nothing to read.
+        options = {} if timeout is None else {"timeout": timeout}
+        return waiting.wait_selector(self._watched(gen), self.pgconn.socket, interval, **options)
 
     @contextmanager
     def bounded(self, seconds: float, interrupted: Callable[[], bool] = _never) -> Iterator[None]:
@@ -106,7 +109,6 @@ def open_session(database_url: str, application_name: str, *, unresponsive_after
         psycopg.Error: no session could be had.
 
     """
-    _make_waits_cooperative()
     given = conninfo_to_dict(database_url)
     wanted: dict[str, str | int] = {
         "application_name": application_name,
@@ -126,15 +128,6 @@ def _is_readable(fileno: int) -> bool:
     with selectors.DefaultSelector() as selector:
         selector.register(fileno, selectors.EVENT_READ)
         return bool(selector.select(0))
-
-
-def _make_waits_cooperative() -> None:
-    """Keep psycopg from blocking eventlet's hub: its C waiting loop knows nothing of green threads."""
-    if "eventlet" in sys.modules:
-        from eventlet.patcher import is_monkey_patched  # type: ignore[import-untyped]  # noqa: PLC0415 - only where it is in use
-
-        if is_monkey_patched("select"):
-            waiting.wait = waiting.wait_selector
 
 
 def _close_inherited_sockets() -> None:
