@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from celery_pgleader.config import Config, check_channel
-from celery_pgleader.election import Change, Elector, Leadership, Term, TermRunner
+from celery_pgleader.election import Elector, Leadership, Term, TermRunner
 from celery_pgleader.errors import ConfigurationError, NotificationError
 from celery_pgleader.notifications.listener import Listener
 from celery_pgleader.notifications.notifier import Notifier
@@ -172,6 +172,3 @@ class LeaderElector:
 
     def _all_inboxes(self) -> list[Inbox[Any]]:
         return [*([self._changes] if self._changes else []), *self._inboxes.values()]
-
-
-__all__ = ["Change", "LeaderElector", "Leadership", "Term"]

@@ -1,0 +1,93 @@
+"""What the elector does with a session that misbehaves as no server would."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from celery_pgleader.config import Config
+from celery_pgleader.election import Change, Elector
+from celery_pgleader.election.state import Phase
+
+PATIENCE = 10.0
+CONFIG = Config(database_url="host=nowhere")
+
+
+class Session:
+    """Wins at once; fails in a way that nobody has foreseen once its socket becomes readable."""
+
+    def __init__(self) -> None:
+        """Be open."""
+        self.ours, self.theirs = socket.socketpair()
+        self.closed = threading.Event()
+        self.minted: tuple[int, int] | None = (7, 11)
+
+    def fileno(self) -> int:
+        """Return the socket."""
+        return self.ours.fileno()
+
+    def take_place(self) -> int:
+        """Take the first place."""
+        return 1
+
+    def await_lock(self, _interrupted: object) -> bool:
+        """Get the lock."""
+        return True
+
+    def mint_term(self, _place: int) -> tuple[int, int] | None:
+        """Mint what the test says."""
+        return self.minted
+
+    def check(self) -> None:
+        """Fail."""
+        raise RuntimeError("a bug")
+
+    def close(self) -> None:
+        """Be closed."""
+        self.ours.close()
+        self.theirs.close()
+        self.closed.set()
+
+
+def elector_with(*sessions: Session) -> tuple[Elector, list[Change]]:
+    """Return an elector that gets these sessions, one after the other, and the changes that it tells."""
+    left = iter(sessions)
+
+    def open_session(*_: object) -> Any:
+        return next(left)
+
+    changes: list[Change] = []
+    elector = Elector(CONFIG, "node", open_session=open_session)
+    elector.leadership.subscribe(changes.append)
+    return elector, changes
+
+
+def test_a_bug_ends_leadership_and_frees_the_lock(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever acts as the leader hears of it, and nobody has to wait for the ttl."""
+    session = Session()
+    elector, changes = elector_with(session)
+    elector.start()
+    assert elector.leadership.wait(PATIENCE)
+    session.theirs.send(b"!")
+    assert session.closed.wait(PATIENCE)
+    assert elector.stop(PATIENCE)
+    assert [(change.gained, change.reason) for change in changes] == [(True, "elected"), (False, "the elector failed")]
+    assert "this node no longer stands" in caplog.text
+
+
+def test_a_lock_that_is_not_held_mints_no_term() -> None:
+    """A session whose name says that it leads, while `pg_locks` says no, is given up for another."""
+    liar, honest = Session(), Session()
+    liar.minted = None
+    elector, changes = elector_with(liar, honest)
+    elector.start()
+    assert elector.leadership.wait(PATIENCE)
+    assert liar.closed.is_set()
+    assert len(changes) == 1
+    honest.theirs.send(b"!")
+    assert honest.closed.wait(PATIENCE)
+    assert elector.stop(PATIENCE)
+    assert elector.phase is Phase.STOPPED
