@@ -19,6 +19,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.policies import Policy, read_policies
 
 PREFIX = "pgleader_"
 
@@ -27,6 +28,7 @@ MAX_CHANNEL_BYTES = 63
 MAX_ELECTION_CHARACTERS = 100
 MIN_TTL, MAX_TTL = 1.0, 86_400.0
 MIN_INTERVAL = 0.05
+MIN_RETENTION, MAX_RETENTION = 60.0, 3_652 * 86_400.0
 INT64 = range(-(2**63), 2**63)
 
 # Any of these in the environment says where libpq should connect without a URL.
@@ -49,6 +51,9 @@ class Config:
             of `ttl`.
         poll_interval: seconds between a follower's attempts to become a successor. Default 10.
         channels: task names by the channel whose notifications they get. Default: none.
+        schedule: what is done about late slots and long runs, by the name or pattern of schedule entries. Default:
+            as Celery does.
+        retention: seconds for which the ledger keeps slots and terms. Default 604800, a week.
 
     Raises:
         ConfigurationError: a value, or a relation between two, that cannot work; the message names the
@@ -64,6 +69,8 @@ class Config:
     trust_margin: float = 0.0
     poll_interval: float = 10.0
     channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    schedule: Mapping[str, Policy] = field(default_factory=dict)
+    retention: float = 604_800.0
 
     def __post_init__(self) -> None:
         """Read each value into its type, then check the values against each other."""
@@ -164,7 +171,7 @@ def _settings(conf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    names = (item.name for item in dataclasses.fields(Config) if item.name != "channels")
+    names = (item.name for item in dataclasses.fields(Config) if item.name not in {"channels", "schedule"})
     return {name: value for name in names if (value := environ.get(f"PGLEADER_{name.upper()}"))}
 
 
@@ -278,4 +285,6 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "trust_margin": _seconds(MIN_INTERVAL, derived=True),
     "poll_interval": _seconds(MIN_INTERVAL),
     "channels": _read_channels,
+    "schedule": read_policies,
+    "retention": _seconds(MIN_RETENTION, MAX_RETENTION),
 }

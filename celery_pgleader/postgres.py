@@ -52,7 +52,8 @@ class Session(psycopg.Connection[Any]):
         Args:
             seconds: after these without an answer `DeadlinePassed` is raised. The session is then of no use
                 but to be closed, since the statement may still be under way.
-            interrupted: asked about ten times a second; once it says yes, the statement is cancelled.
+            interrupted: asked about ten times a second while nothing comes; once it says yes, the statement is
+                cancelled. What it raises is raised, and the session is then of no use either.
 
         """
         self._deadline, self._interrupted = time.monotonic() + seconds, interrupted
@@ -90,7 +91,7 @@ class Session(psycopg.Connection[Any]):
             ready = yield wanted
             if self._deadline is not None and not ready and time.monotonic() >= self._deadline:
                 raise DeadlinePassed("the server did not answer in time")
-            if not cancelled and self._interrupted():
+            if not ready and not cancelled and self._interrupted():
                 cancelled = True
                 with suppress(psycopg.Error):
                     self.cancel_safe(timeout=CANCEL_TIMEOUT)

@@ -1,4 +1,4 @@
-"""The one kind of thread that hands things over: an inbox."""
+"""What threads hand things over with: an inbox, and an event that rings a bell."""
 
 from __future__ import annotations
 
@@ -11,6 +11,28 @@ from typing import Generic, TypeVar
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class Ending(threading.Event):
+    """An event that also rings a bell, for those who wait for other things as well."""
+
+    def __init__(self) -> None:
+        """Begin unset."""
+        super().__init__()
+        self._bell: threading.Event | None = None
+
+    def ring(self, bell: threading.Event) -> None:
+        """Have `bell` set together with this, or now."""
+        self._bell = bell
+        if self.is_set():
+            bell.set()
+
+    def set(self) -> None:
+        """Set this and its bell."""
+        super().set()
+        bell = self._bell
+        if bell is not None:
+            bell.set()
 
 
 class Inbox(Generic[T]):

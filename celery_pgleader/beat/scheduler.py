@@ -1,44 +1,82 @@
-"""Binds any `celery.beat.Scheduler` to a term."""
+"""Binds any `celery.beat.Scheduler` to a term: what it finds due is claimed in the ledger before it is sent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery.beat import Scheduler
 from celery.utils.log import get_logger
 
+from celery_pgleader.beat.slot_keeper import Claim, SlotKeeper, TermOver
+
 logger = get_logger(__name__)
 
-
-class TermOver(BaseException):
-    """The term that a scheduler was made for is over.
-
-    No `Exception`, because `Scheduler.apply_entry` swallows those.
-    """
+# Entries that are due together are claimed together, so many at once at most.
+BATCH = 200
+CLOCK_STEP = 0.1
+REFUSED_PAUSE = 1.0
 
 
 class TermBound:
-    """What a scheduler's class gets in front of its own methods; see `bind`."""
+    """What a scheduler's class gets in front of its own methods; see `bind`.
+
+    `reserve` and `apply_async` are the two methods that every known scheduler passes through for each entry.
+    """
+
+    # What is claimed is sent by the publisher, with a connection of its own.
+    producer = None
 
     # Stand for what the scheduler's class brings.
+    Entry: Any
     app: Any
-    connection: Any
+    max_interval: float
 
-    @staticmethod
-    def may_act() -> bool:
-        """Tell whether the term is still trusted."""
-        raise NotImplementedError
+    keeper: SlotKeeper
+    may_act: Callable[[], bool]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Set up the schedule, as the scheduler does."""
+        self._thread = threading.get_ident()
+        self._claims: dict[str, list[Claim]] = {}
+        super().__init__(*args, **kwargs)
 
     def reserve(self, entry: Any) -> Any:
-        """Take note that an entry is being sent."""
+        """Claim an entry's slots, and take note that it is being sent."""
         self._check()
-        return super().reserve(entry)  # type: ignore[misc]  # the scheduler's
+        self.keeper.meet({entry.name: entry}, all_of_them=False)
+        self._claims |= self.keeper.claim([entry])
+        return self._reserved(entry)
 
-    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
-        """Send an entry."""
-        self._check()
-        return super().apply_async(*args, **kwargs)  # type: ignore[misc]  # the scheduler's
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **_: Any) -> None:  # noqa: ARG002, FBT001, FBT002 - as in the base class
+        """Have the slots of an entry that were claimed published."""
+        if advance:
+            self.reserve(entry)
+        for claim in self._claims.pop(entry.name, ()):
+            self.keeper.publish(entry, claim)
+
+    def send(self, entry: Any, producer: Any) -> Any:
+        """Send one entry, as the scheduler does."""
+        logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+        return super().apply_async(entry, producer=producer, advance=False)  # type: ignore[misc]  # the scheduler's
+
+    def find(self, name: str) -> Any:
+        """Return an entry by its name, or none."""
+        entry = self.schedule.get(name)  # type: ignore[attr-defined]  # the scheduler's
+        if entry is None and hasattr(self.Entry, "from_key"):
+            # RedBeat's `schedule` holds what is due only.
+            try:
+                entry = self.Entry.from_key(self.Entry.generate_key(self.app, name), app=self.app)
+            except KeyError:
+                return None
+        return entry
+
+    def should_sync(self) -> bool:
+        """Tell whether the schedule's state is to be written; never while the publisher sends."""
+        return threading.get_ident() == self._thread and bool(super().should_sync())  # type: ignore[misc]  # the scheduler's
 
     def sync(self) -> None:
         """Write the schedule's state, unless that may be the next leader's by now."""
@@ -48,33 +86,132 @@ class TermBound:
     def close(self) -> None:
         """End; what is to be kept was written by `sync`."""
         shelf = getattr(self, "_store", None)
-        if shelf is not None:
+        if shelf is not None and not self.may_act():
             # A shelf that is closed writes all that it has in memory.
             shelf.cache.clear()
-        super().close()  # type: ignore[misc]  # the scheduler's
+        try:
+            super().close()  # type: ignore[misc]  # the scheduler's
+        finally:
+            # The schedulers with a database ask to be synced when the process ends, and would live until then.
+            finalize = getattr(self, "_finalize", None)
+            if finalize is not None:
+                finalize.cancel()
 
-    def _ensure_connected(self) -> Any:
-        # As in the base class, but able to end while the broker is away: kombu calls back each second.
-        def report(error: Exception, interval: float) -> None:
-            logger.error("beat: Connection error: %s. Trying again in %s seconds...", error, interval)
+    def forget(self) -> None:
+        """Take nothing for granted that was known of the entries."""
 
-        retries = self.app.conf.broker_connection_max_retries
-        return self.connection.ensure_connection(report, retries, callback=self._check)
+    def _reserved(self, entry: Any) -> Any:
+        reserved = super().reserve(entry)  # type: ignore[misc]  # the scheduler's
+        self.keeper.remind(reserved)
+        if hasattr(reserved, "reschedule"):
+            # RedBeat looks an entry up by when it is due, which it has just counted from now.
+            reserved.reschedule(reserved.last_run_at)
+        return reserved
 
     def _check(self) -> None:
         if not self.may_act():
             raise TermOver
 
 
-def bind(scheduler_class: type[Scheduler], may_act: Callable[[], bool]) -> type[Scheduler]:
-    """Return a subclass whose instances raise `TermOver` in place of what they must no longer do.
+class Ticking(TermBound):
+    """The tick of schedulers that do not bring one of their own.
 
-    `reserve` and `apply_async` are the two methods that every known scheduler passes through for every entry.
+    Celery's compares the whole schedule with what it was before, for each entry that it sends, and sends one at a time.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Set up the schedule, as the scheduler does."""
+        self._met: dict[str, Any] = {}
+        self._heap: list[tuple[float, str]] = []
+        self._offset = 0.0
+        super().__init__(*args, **kwargs)
+        # Celery's own heap has another shape.
+        self._heap = []
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Claim what is due and have it published; return in how many seconds the next entry will be."""
+        self._check()
+        schedule = self.schedule  # type: ignore[attr-defined]  # the scheduler's
+        offset = time.time() - time.monotonic()
+        if not self._is_as_met(schedule) or abs(offset - self._offset) > CLOCK_STEP:
+            self._offset = offset
+            self._meet(schedule)
+        due = self._due(schedule)
+        if due:
+            # If this comes to no end, nothing is known of these entries.
+            self._met = {}
+            claims = self.keeper.claim(due)
+            for entry in due:
+                self._check()
+                self._go_on(entry, claims.get(entry.name))
+            self._met = dict(schedule)
+        left = self._heap[0][0] - time.time() if self._heap else self.max_interval
+        return max(0.0, min(left, self.max_interval))
+
+    def forget(self) -> None:
+        """Look at all entries anew in the next tick."""
+        self._met = {}
+
+    def _is_as_met(self, schedule: Mapping[str, Any]) -> bool:
+        met = self._met
+        return bool(met) and len(met) == len(schedule) and all(met.get(name) is e for name, e in schedule.items())
+
+    def _meet(self, schedule: Mapping[str, Any]) -> None:
+        self.keeper.meet(schedule, all_of_them=True)
+        self._heap = []
+        for entry in list(schedule.values()):
+            self._plan(entry)
+        self._met = dict(schedule)
+
+    def _due(self, schedule: Mapping[str, Any]) -> list[Any]:
+        due: list[Any] = []
+        while self._heap and len(due) < BATCH and self._heap[0][0] <= time.time():
+            entry = schedule.get(heapq.heappop(self._heap)[1])
+            if entry is None:
+                continue
+            is_due, seconds = self._ask(entry)
+            if is_due:
+                due.append(entry)
+            else:
+                self._push(entry, seconds)
+        return due
+
+    def _go_on(self, entry: Any, claims: list[Claim] | None) -> None:
+        if claims is None:
+            self.keeper.remind(entry)
+            self._push(entry, REFUSED_PAUSE)
+            return
+        reserved = self._reserved(entry)
+        for claim in claims:
+            self.keeper.publish(entry, claim)
+        self._plan(reserved)
+
+    def _plan(self, entry: Any) -> None:
+        is_due, seconds = self._ask(entry)
+        self._push(entry, 0.0 if is_due else seconds)
+
+    def _ask(self, entry: Any) -> tuple[bool, float]:
+        try:
+            is_due, seconds = self.is_due(entry)  # type: ignore[attr-defined]  # the scheduler's
+        except Exception:
+            # One entry whose next run cannot be calculated must not stop the others.
+            logger.exception("pgleader: cannot calculate the next run of %s", entry.name)
+            return False, self.max_interval
+        return is_due, seconds if isinstance(seconds, int | float) else self.max_interval
+
+    def _push(self, entry: Any, seconds: float) -> None:
+        heapq.heappush(self._heap, (time.time() + seconds, entry.name))
+
+
+def bind(scheduler_class: type[Scheduler], keeper: SlotKeeper, may_act: Callable[[], bool]) -> type[Scheduler]:
+    """Return a subclass whose instances claim what they send, and raise `TermOver` in place of what they may not do.
 
     Args:
         scheduler_class: the app's own.
+        keeper: claims, and has it published.
         may_act: whether the term is still trusted.
 
     """
-    name = f"Term{scheduler_class.__name__}"
-    return type(name, (TermBound, scheduler_class), {"may_act": staticmethod(may_act)})
+    front = Ticking if scheduler_class.tick is Scheduler.tick else TermBound
+    attributes = {"keeper": keeper, "may_act": staticmethod(may_act)}
+    return type(f"Term{scheduler_class.__name__}", (front, scheduler_class), attributes)

@@ -39,6 +39,7 @@ What goes wrong                         What happens
 
 from celery_pgleader.election.elector import Elector
 from celery_pgleader.election.leadership import Change, Leadership, Term
+from celery_pgleader.election.lock_session import LockSession, TermBook
 from celery_pgleader.election.term_runner import TermRunner
 
-__all__ = ["Change", "Elector", "Leadership", "Term", "TermRunner"]
+__all__ = ["Change", "Elector", "Leadership", "LockSession", "Term", "TermBook", "TermRunner"]

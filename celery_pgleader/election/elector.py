@@ -22,6 +22,8 @@ from celery_pgleader.errors import ServerUnsuitable
 
 LONGEST_PAUSE = 3600.0
 CONNECTING_PATIENCE = 0.1
+# Seconds for which a node that was in trouble as the leader does not stand.
+COOL_DOWN = 10.0
 
 
 class Elector:
@@ -39,6 +41,7 @@ class Elector:
         open_session: Callable[[Config, str], LockSession] = LockSession.open,
         clock: Clock = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        trouble: Callable[[Term], str | None] = lambda _term: None,
         logger: logging.Logger | None = None,
     ) -> None:
         """Prepare; nothing happens before `start`.
@@ -50,6 +53,7 @@ class Elector:
             open_session: opens a session for the election.
             clock: monotonic seconds.
             jitter: draws from [0, 1).
+            trouble: asked before each renewal why this node should not lead any longer.
             logger: by default this module's.
 
         """
@@ -59,6 +63,7 @@ class Elector:
         self._open_session = open_session
         self._clock = clock
         self._jitter = jitter
+        self._trouble = trouble
         self._logger = logger or logging.getLogger(__name__)
         self._candidacy: Candidacy | None = None
 
@@ -78,6 +83,7 @@ class Elector:
                 self._open_session,
                 self._clock,
                 self._jitter,
+                self._trouble,
                 self._logger,
             )
             self._candidacy.start()
@@ -117,6 +123,10 @@ class Elector:
         seconds = self._config.renew_interval if stand_back is None else stand_back
         self._ask(state.ResignAsked(seconds))
 
+    def step_back(self, _term: Term) -> None:
+        """Let another node lead, since this one is not fit to."""
+        self._ask(state.ResignAsked(COOL_DOWN))
+
     def retire(self) -> None:
         """Stand no more, but lead a term that was begun until `stop`. Safe in a signal handler."""
         self._ask(state.RetireAsked())
@@ -138,6 +148,7 @@ class Candidacy(threading.Thread):
         open_session: Callable[[Config, str], LockSession],
         clock: Clock,
         jitter: Callable[[], float],
+        trouble: Callable[[Term], str | None],
         logger: logging.Logger,
     ) -> None:
         """Prepare; see `Elector`."""
@@ -148,6 +159,7 @@ class Candidacy(threading.Thread):
         self._open_session = open_session
         self._clock = clock
         self._jitter = jitter
+        self._trouble = trouble
         self._logger = logger
         self._requests: Requests[state.Request] = Requests()
         self._election = Election()
@@ -194,7 +206,11 @@ class Candidacy(threading.Thread):
         if isinstance(event, state.Connected):
             self._last_trouble = ""
         if isinstance(event, state.Failed | state.NotHeld):
-            self._loss = event.reason if isinstance(event, state.Failed) else "the session no longer holds the lock"
+            self._loss = (
+                event.reason
+                if isinstance(event, state.Failed)
+                else "the lock, or the latest term, is no longer this session's"
+            )
         if before.term is not None and after.term is None:
             self._lost(before.term, late=now >= before.trusted_until)
         elif after.term is not None and before.term is None:
@@ -246,6 +262,11 @@ class Candidacy(threading.Thread):
                 number, backend_pid = minted
                 return state.TermMinted(Term(number, self._config.election, self._node, backend_pid), asked_at)
             case state.Renew(term, trusted_until):
+                trouble = self._trouble(term)
+                if trouble is not None:
+                    self._logger.error("pgleader: another node should lead: %s", trouble)
+                    self._loss = trouble
+                    return state.ResignAsked(COOL_DOWN)
                 asked_at = self._clock()
                 held = self._open.renew(term.backend_pid, trusted_until - asked_at)
                 return state.Renewed(asked_at) if held else state.NotHeld()
@@ -279,7 +300,7 @@ class Candidacy(threading.Thread):
         if not broken:
             # Those who act for the leader end what they are in the middle of before anybody else may begin.
             self._leadership.settle(self._config.renew_interval)
-            session.release()
+            session.release(self._loss)
         session.close()
 
     def _report_trouble(self, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from psycopg import Error, OperationalError, sql
 
@@ -19,10 +20,32 @@ APPLICATION_NAME_BYTES = 63
 RELEASE_TIMEOUT = 1.0
 
 
+@dataclass(frozen=True)
+class TermBook:
+    """Where terms are counted: the statements that mint, renew and end one.
+
+    Attributes:
+        mint: returns the new term and the backend's pid, or no row if the lock is not held.
+        renew: returns a row if the lock is held and the term is the latest.
+        release: lets go of all locks.
+        prepare: called with each new session; raises `ServerUnsuitable` if terms cannot be counted there.
+
+    """
+
+    mint: sql.SQL
+    renew: str
+    release: str
+    prepare: Callable[[Session], object]
+
+
+# Transaction numbers, for which no table is needed.
+TRANSACTION_TERMS = TermBook(statements.MINT_TERM, statements.RENEW, statements.RELEASE, prepare=lambda _session: None)
+
+
 class LockSession:
     """One session of one node, in which it waits for the election's lock, holds it and lets it go."""
 
-    def __init__(self, config: Config, session: Session, node: str) -> None:
+    def __init__(self, config: Config, session: Session, node: str, terms: TermBook = TRANSACTION_TERMS) -> None:
         """Take over an open session.
 
         Raises:
@@ -32,12 +55,16 @@ class LockSession:
         """
         self._config = config
         self._session = session
+        self._node = node
+        self._terms = terms
+        self._term: int | None = None
         self._key = leader_key(config)
         self._leading_name = session_name("leader", node)
         self._slice = self._greet()
+        terms.prepare(session)
 
     @classmethod
-    def open(cls, config: Config, node: str) -> LockSession:
+    def open(cls, config: Config, node: str, terms: TermBook = TRANSACTION_TERMS) -> LockSession:
         """Open a session.
 
         Raises:
@@ -48,7 +75,7 @@ class LockSession:
         name = session_name("follower", node)
         session = open_session(config.database_url, name, unresponsive_after=config.ttl)
         try:
-            return cls(config, session, node)
+            return cls(config, session, node, terms)
         except BaseException:
             session.close()
             raise
@@ -89,21 +116,24 @@ class LockSession:
 
     def mint_term(self, place: int) -> tuple[int, int] | None:
         """Return a new term and the backend's pid, or none if the lock is not held."""
-        query = statements.MINT_TERM.format(place=place_key(self._config, place).as_arguments())
+        query = self._terms.mint.format(place=place_key(self._config, place).as_arguments())
         with self._session.bounded(self._config.trust_window):
-            row = self._session.execute(query, self._key_columns()).fetchone()
-        return (row[0], row[1]) if row else None
+            row = self._session.execute(query, self._parameters()).fetchone()
+        if not row:
+            return None
+        self._term = row[0]
+        return row[0], row[1]
 
     def renew(self, backend_pid: int, seconds: float) -> bool:
         """Tell whether the lock is still held, by this backend; raise `DeadlinePassed` after `seconds`."""
         with self._session.bounded(seconds):
-            cursor = self._session.execute(statements.RENEW, {"backend_pid": backend_pid, **self._key_columns()})
+            cursor = self._session.execute(self._terms.renew, {"backend_pid": backend_pid, **self._parameters()})
             return cursor.fetchone() is not None
 
-    def release(self) -> None:
+    def release(self, reason: str) -> None:
         """Let go of every lock at once, without waiting for the server to see that the session has ended."""
         with contextlib.suppress(Error), self._session.bounded(RELEASE_TIMEOUT):
-            self._session.execute(statements.RELEASE)
+            self._session.execute(self._terms.release, {"reason": reason, **self._parameters()})
 
     def close(self) -> None:
         """End the session."""
@@ -123,8 +153,15 @@ class LockSession:
             raise ServerUnsuitable("this server is a standby; an election is held on the primary")
         return max(MIN_SLICE, min(MAX_SLICE, 0.9 * float(deadlock_timeout)))
 
-    def _key_columns(self) -> dict[str, int]:
-        return {"classid": self._key.classid, "objid": self._key.objid, "objsubid": self._key.objsubid}
+    def _parameters(self) -> dict[str, object]:
+        return {
+            "classid": self._key.classid,
+            "objid": self._key.objid,
+            "objsubid": self._key.objsubid,
+            "election": self._config.election,
+            "node": self._node,
+            "term": self._term,
+        }
 
 
 def session_name(purpose: str, node: str) -> str:

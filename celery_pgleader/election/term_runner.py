@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from celery_pgleader.election.leadership import Change, Leadership, Term
+from celery_pgleader.threads import Ending
 
 RETRY_AFTER = 1.0
 
@@ -22,16 +23,28 @@ class TermRunner:
         self,
         leadership: Leadership,
         name: str,
-        run: Callable[[Term, threading.Event], None],
+        run: Callable[[Term, Ending], None],
         logger: logging.Logger | None = None,
+        *,
+        failed: Callable[[Term], object] = lambda _term: None,
     ) -> None:
-        """Prepare; nothing runs before `start`."""
+        """Prepare; nothing runs before `start`.
+
+        Args:
+            leadership: whose terms.
+            name: of what is run, for the log.
+            run: the function.
+            logger: by default this module's.
+            failed: called when the function has raised.
+
+        """
         self._leadership = leadership
         self._name = name
         self._run_term = run
+        self._failed = failed
         self._logger = logger or logging.getLogger(__name__)
         self._turn = threading.Condition()
-        self._next: tuple[Term, threading.Event] | None = None
+        self._next: tuple[Term, Ending] | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -62,7 +75,7 @@ class TermRunner:
         with self._turn:
             self._end()
             if change.gained:
-                self._next = change.term, threading.Event()
+                self._next = change.term, Ending()
             self._turn.notify_all()
 
     def _end(self) -> None:
@@ -80,11 +93,10 @@ class TermRunner:
             self._run_once(term, ended)
             ended.wait(RETRY_AFTER)
 
-    def _run_once(self, term: Term, ended: threading.Event) -> None:
+    def _run_once(self, term: Term, ended: Ending) -> None:
         try:
             if not ended.is_set():
                 self._run_term(term, ended)
         except Exception:
-            self._logger.exception(
-                "pgleader: the %s failed in term %d, trying again in %g s", self._name, term.number, RETRY_AFTER
-            )
+            self._logger.exception("pgleader: the %s failed in term %d", self._name, term.number)
+            self._failed(term)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 from celery.utils.log import get_logger
 
 from celery_pgleader.beat import LeaderBeat
 from celery_pgleader.config import Config
-from celery_pgleader.election import Change, Elector, Leadership, TermRunner
+from celery_pgleader.election import Change, Elector, Leadership, LockSession, TermRunner
 from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.listener import Listener
 from celery_pgleader.notifications.registry import routes
 from celery_pgleader.signals import leadership_gained, leadership_lost
+from celery_pgleader.store import LEDGER_TERMS
 from celery_pgleader.tasks import queue_name, route_leader_only_tasks
 from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.threads import Inbox
@@ -37,15 +39,22 @@ class Participant:
         app = worker.app
         self._config = config
         self._node: str = worker.hostname
-        self._elector = Elector(config, self._node, logger=logger)
-        self.leadership: Leadership = self._elector.leadership
+        self.leadership = Leadership()
+        beat = LeaderBeat(app, worker.scheduler, worker.schedule_filename, config, self.leadership)
+        self._elector = Elector(
+            config,
+            self._node,
+            leadership=self.leadership,
+            open_session=partial(LockSession.open, terms=LEDGER_TERMS),
+            trouble=beat.trouble,
+            logger=logger,
+        )
         self.leader_queue = LeaderQueue(queue_name(config.election), self.leadership)
         self.leader_queue.leave_out(app)
         route_leader_only_tasks(app, config.election)
         self._changes: Inbox[Change] = Inbox("leadership signals", self._send_signal, logger)
 
-        beat = LeaderBeat(app, worker.scheduler, worker.schedule_filename, self.leadership)
-        self._runners = [TermRunner(self.leadership, "beat", beat.run, logger)]
+        self._runners = [TermRunner(self.leadership, "beat", beat.run, logger, failed=self._elector.step_back)]
         channels = routes(app, config.channels)
         if channels:
             listener = Listener(config, self.leadership, channels, Dispatcher(app, channels).dispatch)

@@ -254,7 +254,7 @@ def test_incident_1_a_lock_taken_away_is_noticed(standing: Callable[..., Standin
     group = standing(database, ttl=1)
     group.add("alone", open_session=LeakySession.open)
     eventually(lambda: len(group.changes) >= 2, timeout=PATIENCE)
-    assert group.changes[1].reason == "the session no longer holds the lock"
+    assert group.changes[1].reason == "the lock, or the latest term, is no longer this session's"
     group.assert_sound()
 
 

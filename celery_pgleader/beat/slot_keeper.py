@@ -1,0 +1,273 @@
+"""Accounts for every slot of a term: claims it in the ledger, has it published, writes down what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import psycopg
+from celery.utils.log import get_logger
+
+from celery_pgleader.beat.publisher import Dispatch, Publisher
+from celery_pgleader.beat.slots import CATCH_UP_AFTER, UTC, Due, Stretch, decide, due_slots, interval_of, task_id_of
+from celery_pgleader.config import Config
+from celery_pgleader.election import Term
+from celery_pgleader.policies import Misfire, policy_of
+from celery_pgleader.store import EntryRecord, Ledger, Outcome, SlotRow, Superseded
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+HEADER = "pgleader_slot"
+# Between the attempts to publish what was claimed and of which nothing else is known.
+RECOVER_EVERY = 10.0
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+class TermOver(BaseException):
+    """The term that a scheduler was made for is over.
+
+    No `Exception`, because schedulers swallow those.
+    """
+
+
+class LedgerAway(BaseException):
+    """The ledger could not be asked; what the last statement has done is not known.
+
+    No `Exception`, because schedulers swallow those.
+    """
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot that is to be published.
+
+    Attributes:
+        slot: the slot.
+        term: the term in which it was claimed.
+
+    """
+
+    slot: datetime
+    term: int
+
+
+class SlotKeeper:
+    """Stands between a scheduler, which says what is due, and the ledger, which says what has been."""
+
+    def __init__(
+        self,
+        config: Config,
+        term: Term,
+        ledger: Ledger,
+        publisher: Publisher,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Prepare; see `recover` for what to do first.
+
+        Args:
+            config: the policies, and the name of the election.
+            term: in which slots are claimed.
+            ledger: in which.
+            publisher: gets what was claimed.
+            now: the present, in UTC.
+
+        """
+        self._config = config
+        self._term = term
+        self._ledger = ledger
+        self._publisher = publisher
+        self.now = now
+        self._records: dict[str, EntryRecord] = {}
+        # Given to the publisher, and not yet written down as settled.
+        self._under_way: set[tuple[str, datetime]] = set()
+
+    def recover(self, find: Callable[[str], Any]) -> None:
+        """Read what the ledger knows, and publish what was claimed but, as far as is known, not published.
+
+        Args:
+            find: returns an entry by its name, or none.
+
+        """
+        self._records = self._ask(self._ledger.entries)
+        self.publish_claimed(find)
+
+    def publish_claimed(self, find: Callable[[str], Any]) -> None:
+        """Publish what was claimed but, as far as is known, not published."""
+        gone = []
+        for claimed in self._ask(self._ledger.claimed):
+            if (claimed.entry, claimed.slot) in self._under_way:
+                continue
+            entry = find(claimed.entry)
+            if entry is None:
+                gone.append(Outcome(claimed.entry, claimed.slot, "expired", "the entry is gone"))
+            else:
+                self.publish(entry, Claim(claimed.slot, claimed.term))
+        if gone:
+            self.settle(gone)
+
+    def meet(self, entries: Mapping[str, Any], *, all_of_them: bool) -> None:
+        """Have entries go on from where the ledger says that they are.
+
+        Args:
+            entries: those that the scheduler has now, by name.
+            all_of_them: whether those that are not among them are in the schedule no more.
+
+        """
+        now = self.now()
+        changed = {}
+        for name, entry in entries.items():
+            record, known = self._recorded(entry, now), self._records.get(name)
+            if record != known:
+                changed[name] = record
+        if changed:
+            self._ask(lambda: self._ledger.register(changed))
+            self._records.update(changed)
+        missing = [name for name, record in self._records.items() if name not in entries and not record.retired]
+        if all_of_them and missing:
+            logger.info("pgleader: no longer in the schedule: %s", ", ".join(sorted(missing)))
+            self._ask(lambda: self._ledger.retire(missing))
+            for name in missing:
+                self._records[name] = replace(self._records[name], retired=True)
+        for entry in entries.values():
+            self.remind(entry)
+
+    def remind(self, entry: Any) -> None:
+        """Set when an entry was last run, which is what its schedule counts from, to what the ledger says."""
+        record = self._records[entry.name]
+        last, step = record.accounted_until, interval_of(entry.schedule)
+        if step is not None:
+            last = record.anchor + (last - record.anchor) // step * step
+        entry.last_run_at = last
+
+    def claim(self, entries: Iterable[Any]) -> dict[str, list[Claim]]:
+        """Claim the slots of entries that are due, in one round trip.
+
+        Returns:
+            What is to be published, by the names of those entries whose slots are accounted for now.
+
+        """
+        now = self.now()
+        decided: dict[str, list[Stretch]] = {}
+        for entry in entries:
+            record = self._records[entry.name]
+            due = due_slots(entry.schedule, record.anchor, record.accounted_until, now)
+            if not due.slots and now > record.accounted_until and entry.is_due()[0]:
+                # A schedule with a mind of its own: it is due because it says so.
+                due = Due([now])
+            decided[entry.name] = decide(due, policy_of(self._config.schedule, entry.name), now)
+        rows = [self._row(name, stretch) for name, stretches in decided.items() for stretch in stretches]
+        accepted = self._ask(lambda: self._ledger.claim(rows)) if rows else set()
+        refused = {name for name, stretches in decided.items() if stretches} - accepted
+        if refused:
+            logger.warning("pgleader: accounted for already: %s", ", ".join(sorted(refused)))
+            self._records |= self._ask(self._ledger.entries)
+        claims = {}
+        for name in decided.keys() - refused:
+            stretches = decided[name]
+            if stretches:
+                self._records[name] = replace(self._records[name], last_slot=stretches[-1].last)
+            claims[name] = [Claim(s.first, self._term.number) for s in stretches if s.state == "claimed"]
+        return claims
+
+    def publish(self, entry: Any, claim: Claim) -> None:
+        """Hand a claimed slot to the publisher."""
+        self._under_way.add((entry.name, claim.slot))
+        policy = policy_of(self._config.schedule, entry.name)
+        late = (self.now() - claim.slot).total_seconds()
+        header = {
+            "election": self._config.election,
+            "entry": entry.name,
+            "at": claim.slot.astimezone(UTC).isoformat(),
+            "term": claim.term,
+            "catch_up": late > CATCH_UP_AFTER,
+            "deduplicate": policy.deduplicate,
+            "overlap": policy.overlap.value,
+        }
+        # Not by copy(): entries of some schedulers pickle, and so copy, in ways of their own.
+        sent = object.__new__(type(entry))
+        sent.__dict__.update(entry.__dict__)
+        options = entry.options or {}
+        sent.options = {
+            **options,
+            "task_id": task_id_of(self._config.election, entry.name, claim.slot),
+            "headers": {**(options.get("headers") or {}), HEADER: header},
+        }
+        self._publisher.put(
+            Dispatch(
+                entry.name,
+                claim.slot,
+                sent,
+                expires_at=claim.slot.timestamp() + policy.grace,
+                newest_only=policy.misfire is not Misfire.ALL,
+            )
+        )
+
+    def settle(self, outcomes: list[Outcome]) -> None:
+        """Write down what became of claimed slots."""
+        self._ask(lambda: self._ledger.settle(outcomes))
+        self._under_way -= {(outcome.entry, outcome.slot) for outcome in outcomes}
+
+    def prune(self) -> int:
+        """Forget a batch of what is old; return how many rows went."""
+        return self._ask(self._ledger.prune)
+
+    def _row(self, name: str, stretch: Stretch) -> SlotRow:
+        claimed = stretch.state == "claimed"
+        task_id = task_id_of(self._config.election, name, stretch.first) if claimed else None
+        return SlotRow(name, stretch.first, stretch.last, stretch.count, stretch.state, stretch.reason, task_id)
+
+    def _recorded(self, entry: Any, now: datetime) -> EntryRecord:
+        """Return an entry's record as it should be."""
+        schedule, step = describe(entry.schedule), interval_of(entry.schedule)
+        known = self._records.get(entry.name)
+        if known is None:
+            anchor, since = _beginning(entry, now)
+            return EntryRecord(entry.task, schedule, anchor, since)
+        record = replace(known, task=entry.task, schedule=schedule, retired=False)
+        if schedule != known.schedule:
+            # As in Celery a new interval is counted from the last run; a new crontab knows nothing of the past.
+            record = (
+                replace(record, anchor=known.accounted_until)
+                if step is not None and known.schedule.startswith("every ")
+                else replace(record, anchor=now, since=now)
+            )
+        return replace(record, since=max(now, record.since)) if known.retired else record
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except Superseded:
+            raise TermOver from None
+        except psycopg.Error as error:
+            raise LedgerAway(str(error).strip()) from error
+
+
+def describe(schedule: Any) -> str:
+    """Return a schedule in words that change if, and only if, its slots do."""
+    step = interval_of(schedule)
+    if step is not None:
+        return f"every {step}"
+    zone = getattr(schedule, "tz", None)
+    return " ".join([*ADDRESS.sub("", repr(schedule)).split(), *([f"({zone})"] if zone else [])])
+
+
+def _beginning(entry: Any, now: datetime) -> tuple[datetime, datetime]:
+    """Return from where the slots of a new entry are counted, and after which they are due."""
+    # Entries of the schedulers with a database may have a time to start at.
+    start = getattr(getattr(entry, "model", None), "start_time", None)
+    if start is not None:
+        start = start.astimezone(UTC) if start.tzinfo else start.replace(tzinfo=UTC)
+        return start, max(start, now) - timedelta(microseconds=1) if start > now else now
+    last = entry.last_run_at
+    if last is None:
+        # RedBeat's way to say that an entry is to run at once for the first time.
+        return now, now - timedelta(microseconds=1)
+    last = last.astimezone(UTC) if last.tzinfo else last.replace(tzinfo=UTC)
+    # What was run before there was a ledger counts; a scheduler's way to say "never" does not.
+    began = min(last, now) if last > now - timedelta(days=3650) else now
+    return began, began

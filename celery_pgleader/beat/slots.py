@@ -1,0 +1,179 @@
+"""Which slots of an entry are due, and what becomes of each. Nothing here reads a clock or talks to anybody.
+
+A slot is a due instant of a schedule entry, in UTC.
+
+Intervals are counted from the entry's anchor, so that they neither drift nor begin anew at a deploy. Every other
+schedule is asked for its next instant, again and again, as if it were the time of the last one. So crontabs follow
+the clock of their time zone, and Celery's own idea of what that means on the two days a year when it is changed.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, overload
+
+from celery import schedules
+
+from celery_pgleader.policies import Misfire, Policy
+
+UTC = timezone.utc
+# So many instants of a crontab are looked at in one go; the rest is dealt with in the next.
+LONGEST_WALK = 2_000
+# With `misfire = all` so many slots of an entry are claimed in one go.
+MOST_RUNS = 100
+MOST_CORRECTIONS = 4
+# A run that begins later than this after its slot is one that catches up.
+CATCH_UP_AFTER = 10.0
+
+NAMESPACE = uuid.UUID("9a1f3f0e-6c8f-5d3b-9f38-70676c656164")
+
+
+@dataclass(frozen=True)
+class Due:
+    """Slots that are due.
+
+    Attributes:
+        slots: oldest first.
+        complete: there are no later ones that are due as well.
+
+    """
+
+    slots: Sequence[datetime]
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Slots in a row that come to the same end.
+
+    Attributes:
+        first: the oldest.
+        last: the newest.
+        count: how many.
+        state: claimed, skipped or expired.
+        reason: why, unless they are claimed.
+
+    """
+
+    first: datetime
+    last: datetime
+    count: int
+    state: str
+    reason: str | None = None
+
+
+class Ticks(Sequence[datetime]):
+    """Evenly spaced instants, of which there may be very many."""
+
+    def __init__(self, first: datetime, step: timedelta, count: int) -> None:
+        """Make `count` instants from `first` on."""
+        self._first, self._step, self._count = first, step, count
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> datetime: ...
+    @overload
+    def __getitem__(self, index: slice) -> Ticks: ...
+    def __getitem__(self, index: int | slice) -> datetime | Ticks:
+        """Return an instant, or a part."""
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(self._count)
+            return Ticks(self._first + start * self._step, self._step, max(0, stop - start))
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return self._first + (index % self._count) * self._step
+
+
+def due_slots(schedule: Any, anchor: datetime, after: datetime, now: datetime) -> Due:
+    """Return the slots that are due.
+
+    Args:
+        schedule: Celery's schedule of the entry.
+        anchor: from where an interval is counted.
+        after: slots up to here are accounted for.
+        now: slots after this are not due.
+
+    """
+    step = interval_of(schedule)
+    if step is not None:
+        first = anchor + (math.floor((after - anchor) / step) + 1) * step
+        # Division rounds; these comparisons do not.
+        first += step if first <= after else timedelta(0)
+        return Due(Ticks(first, step, max(0, (now - first) // step + 1)))
+    if (once := getattr(schedule, "clocked_time", None)) is not None:
+        return Due([once.astimezone(UTC)] if after < once <= now else [])
+    walked: list[datetime] = []
+    slot = next_slot(schedule, after)
+    while slot is not None and slot <= now:
+        walked.append(slot)
+        if len(walked) == LONGEST_WALK:
+            return Due(walked, complete=False)
+        slot = next_slot(schedule, slot)
+    return Due(walked)
+
+
+def next_slot(schedule: Any, after: datetime) -> datetime | None:
+    """Return a schedule's first instant after another, or none if it has none."""
+    # A copy with a clock of our own; by __dict__, since schedules pickle, and so copy, in ways of their own.
+    asked = object.__new__(type(schedule))
+    asked.__dict__.update(schedule.__dict__)
+    slot = after
+    # Celery subtracts times of the wall clock, which is an hour off when that is changed in between. The instant at
+    # which it says that nothing remains is the one at which it would send the entry.
+    for _ in range(MOST_CORRECTIONS):
+        asked.nowfun = lambda slot=slot: slot
+        left = asked.remaining_estimate(after)
+        if not left:
+            break
+        slot += left
+    return slot.astimezone(UTC) if slot > after else None
+
+
+def interval_of(schedule: Any) -> timedelta | None:
+    """Return the interval of a schedule that is a plain one."""
+    # Subclasses, such as crontab's, have a meaning of their own, and a relative one follows the clock.
+    plain = type(schedule) is schedules.schedule and not schedule.relative
+    return schedule.run_every if plain and schedule.run_every > timedelta(0) else None
+
+
+def decide(due: Due, policy: Policy, now: datetime) -> list[Stretch]:
+    """Return what becomes of the slots that are due, oldest first, with each run a stretch of its own.
+
+    The last stretch ends where the entry is accounted for then; with `misfire = all` that may be before the newest
+    slot, and the rest follows in the next go.
+    """
+    slots = due.slots
+    late = 0 if math.isinf(policy.grace) else bisect_left(slots, now - timedelta(seconds=policy.grace))
+    ends = _stretch(slots[:late], "expired", "misfire_grace")
+    if policy.misfire is Misfire.ALL:
+        return [*ends, *(Stretch(slot, slot, 1, "claimed") for slot in slots[late : late + MOST_RUNS])]
+    # Of a walk that was cut short the newest slot is not known yet.
+    older = max(late, len(slots) - 1) if due.complete else len(slots)
+    skipped = "coalesced" if policy.misfire is Misfire.COALESCE else "missed"
+    ends += _stretch(slots[late:older], "skipped", skipped)
+    return [*ends, *_stretch(slots[older:], "claimed", None)]
+
+
+def overlapped(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """Return what becomes of slots that are not run since an earlier run is still going on."""
+    return [
+        replace(stretch, state="skipped", reason="overlap") if stretch.state == "claimed" else stretch
+        for stretch in stretches
+    ]
+
+
+def task_id_of(election: str, entry: str, slot: datetime) -> str:
+    """Return the task id of a slot: the same one, whoever publishes it and how often."""
+    return str(uuid.uuid5(NAMESPACE, f"{election}\n{entry}\n{slot.astimezone(UTC).isoformat()}"))
+
+
+def _stretch(slots: Sequence[datetime], state: str, reason: str | None) -> list[Stretch]:
+    return [Stretch(slots[0], slots[-1], len(slots), state, reason)] if slots else []

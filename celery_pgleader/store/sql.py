@@ -1,0 +1,184 @@
+"""Every statement that the store sends, but for the migrations."""
+
+from __future__ import annotations
+
+from psycopg.sql import SQL
+
+# What stands in front of each write that a leader makes: it finds the term's row only while the term is the latest, and
+# holds up the next leader's election until it is committed. READ COMMITTED, so a row that changed is looked at again.
+_FENCE = """
+with fence as materialized (
+    select term from pgleader.elections where election = %(election)s and term = %(term)s for share
+)
+"""
+
+# The condition under which the session of a leader holds its lock.
+_HELD = """
+  from pg_locks
+ where locktype = 'advisory' and granted and pid = pg_backend_pid()
+   and database = (select oid from pg_database where datname = current_database())
+   and classid = %(classid)s::bigint::oid and objid = %(objid)s::bigint::oid and objsubid = %(objsubid)s
+"""
+
+# Mint a term and write its history, in the session that is seen to hold the lock; give the place to the next follower.
+MINT_TERM = SQL(
+    """
+with held as materialized (select pg_backend_pid() as pid """
+    + _HELD
+    + """), minted as (
+    insert into pgleader.elections as e (election, term, node)
+    select %(election)s, 1, %(node)s from held
+    on conflict (election) do update
+       set term = e.term + 1, node = excluded.node, gained_at = clock_timestamp()
+    returning term
+), lost as (
+    update pgleader.terms t set ended_at = clock_timestamp(), reason = 'lost'
+      from minted where t.election = %(election)s and t.ended_at is null
+), begun as (
+    insert into pgleader.terms (election, term, node, backend_pid)
+    select %(election)s, term, %(node)s, pid from minted, held
+)
+select term, pid, pg_advisory_unlock({place}) from minted, held
+"""
+)
+
+# A renewal proves the lock and the term.
+RENEW = (
+    "select 1"
+    + _HELD
+    + """
+   and pid = %(backend_pid)s
+   and exists (select from pgleader.elections where election = %(election)s and term = %(term)s)
+"""
+)
+
+# The lock is free as soon as this is executed; that it is also written down need not be waited for.
+RELEASE = """
+with ended as (
+    update pgleader.terms set ended_at = clock_timestamp(), reason = %(reason)s
+     where election = %(election)s and term = %(term)s and ended_at is null
+)
+select pg_advisory_unlock_all()
+"""
+
+# Right after connecting, in sessions that write for a leader.
+GREET = """
+select extract(epoch from clock_timestamp())::float,
+       set_config('TimeZone', 'UTC', false),
+       set_config('default_transaction_isolation', 'read committed', false),
+       set_config('idle_in_transaction_session_timeout', %(below_ttl)s::text, false),
+       set_config('statement_timeout', %(longest)s::text, false)
+"""
+
+ENTRIES = """
+select entry, task, schedule, anchor, since, last_slot, retired_at is not null
+  from pgleader.entries where election = %(election)s
+"""
+
+# Entries that are new, came back, or have another schedule than before.
+REGISTER = (
+    _FENCE
+    + """
+insert into pgleader.entries as e (election, entry, task, schedule, anchor, since)
+select %(election)s, w.*
+  from fence, unnest(%(entries)s::text[], %(tasks)s::text[], %(schedules)s::text[],
+                     %(anchors)s::timestamptz[], %(sinces)s::timestamptz[]) w
+on conflict (election, entry) do update
+   set task = excluded.task, schedule = excluded.schedule, anchor = excluded.anchor, since = excluded.since,
+       retired_at = null
+returning 1
+"""
+)
+
+RETIRE = (
+    _FENCE
+    + """
+update pgleader.entries e set retired_at = clock_timestamp()
+  from fence
+ where e.election = %(election)s and e.entry = any(%(entries)s) and e.retired_at is null
+returning 1
+"""
+)
+
+# Claim slots, of several entries at once. An entry is claimed for only as long as nothing of what is to be claimed, or
+# later, is accounted for already; that holds for ever, since last_slot only rises and is never pruned.
+CLAIM = (
+    _FENCE
+    + """, claimed as (
+    update pgleader.entries e
+       set last_slot = w.newest,
+           last_run_at = case when w.runs > 0 then clock_timestamp() else e.last_run_at end,
+           run_count = e.run_count + w.runs
+      from fence, unnest(%(entries)s::text[], %(oldest)s::timestamptz[], %(newest)s::timestamptz[],
+                         %(runs)s::int[]) w(entry, oldest, newest, runs)
+     where e.election = %(election)s and e.entry = w.entry and greatest(e.since, e.last_slot) < w.oldest
+    returning e.entry
+), recorded as (
+    insert into pgleader.slots
+           (election, entry, slot, through, slots, state, reason, term, task_id, settled_at)
+    select %(election)s, r.entry, r.slot, r.through, r.slots, r.state, r.reason, %(term)s, r.task_id,
+           case when r.state <> 'claimed' then clock_timestamp() end
+      from unnest(%(row_entries)s::text[], %(row_slots)s::timestamptz[], %(row_throughs)s::timestamptz[],
+                  %(row_counts)s::bigint[], %(row_states)s::text[], %(row_reasons)s::text[],
+                  %(row_task_ids)s::uuid[]) r(entry, slot, through, slots, state, reason, task_id)
+      join claimed using (entry)
+)
+select (select count(*) from fence), array(select entry from claimed)
+"""
+)
+
+# What became of claimed slots. Not fenced: it is so, whoever leads. Losing the last of these in a crash of the server
+# costs no more than a second publication under the same task id, so nobody waits for the disk.
+SETTLE = """
+with quickly as materialized (select set_config('synchronous_commit', 'off', true))
+update pgleader.slots s
+   set state = w.state, reason = w.reason, settled_at = clock_timestamp()
+  from quickly, unnest(%(entries)s::text[], %(slots)s::timestamptz[], %(states)s::text[], %(reasons)s::text[])
+               w(entry, slot, state, reason)
+ where s.election = %(election)s and s.entry = w.entry and s.slot = w.slot and s.state = 'claimed'
+"""
+
+CLAIMED = """
+select entry, slot, term from pgleader.slots
+ where election = %(election)s and state = 'claimed'
+ order by slot
+ limit %(limit)s
+"""
+
+# A small batch of what is older than the retention time; what is still claimed stays.
+PRUNE = """
+with old as (
+    select ctid from pgleader.slots
+     where election = %(election)s and state <> 'claimed'
+       and slot < clock_timestamp() - make_interval(secs => %(seconds)s)
+       and through < clock_timestamp() - make_interval(secs => %(seconds)s)
+     order by slot
+     limit %(limit)s
+       for update skip locked
+), gone as (
+    delete from pgleader.terms
+     where election = %(election)s and ended_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+)
+delete from pgleader.slots s using old where s.ctid = old.ctid
+"""
+
+# What has been applied, and what the role may do.
+SCHEMA_STATE = """
+select to_regclass('pgleader.migrations') is not null as migrated,
+       to_regnamespace('pgleader') is not null as exists,
+       current_user as role,
+       current_database() as database
+"""
+
+VERSIONS = "select version from pgleader.migrations order by version"
+
+RIGHTS = """
+select bool_and(has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
+                and has_table_privilege(c.oid, 'update') and has_table_privilege(c.oid, 'delete'))
+  from pg_class c where c.relnamespace = 'pgleader'::regnamespace and c.relkind = 'r'
+"""
+
+# One at a time: workers that start together migrate together.
+MIGRATION_LOCK = "select pg_advisory_xact_lock(%(classid)s::int, 0)"
+
+APPLIED = "insert into pgleader.migrations (version) values (%(version)s)"
