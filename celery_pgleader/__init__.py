@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from celery_pgleader.errors import ConfigurationError, NotificationError, PgLeaderError, ServerUnsuitable
     from celery_pgleader.notifications.registry import on_notification
     from celery_pgleader.signals import leadership_gained, leadership_lost
+    from celery_pgleader.slot import Slot, current_slot
     from celery_pgleader.standalone import LeaderElector
     from celery_pgleader.tasks import LeaderOnlyTask
     from celery_pgleader.worker import PgLeader
@@ -29,7 +30,9 @@ _HOMES = {
     "PgLeader": "worker",
     "PgLeaderError": "errors",
     "ServerUnsuitable": "errors",
+    "Slot": "slot",
     "Term": "election",
+    "current_slot": "slot",
     "leadership_gained": "signals",
     "leadership_lost": "signals",
     "on_notification": "notifications.registry",
@@ -45,7 +48,9 @@ __all__ = [
     "PgLeader",
     "PgLeaderError",
     "ServerUnsuitable",
+    "Slot",
     "Term",
+    "current_slot",
     "leadership_gained",
     "leadership_lost",
     "on_notification",

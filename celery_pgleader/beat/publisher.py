@@ -137,7 +137,7 @@ class Publisher:
             if self._producer is None:
                 self._connect()
             self._send(dispatch.entry, self._producer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - an entry may fail in any way
             self._failed(dispatch, error)
         else:
             self._pause = FIRST_RETRY

@@ -12,19 +12,27 @@ import psycopg
 from celery.utils.log import get_logger
 
 from celery_pgleader.beat.publisher import Dispatch, Publisher
-from celery_pgleader.beat.slots import CATCH_UP_AFTER, UTC, Due, Stretch, decide, due_slots, interval_of, task_id_of
+from celery_pgleader.beat.slots import (
+    CATCH_UP_AFTER,
+    UTC,
+    Due,
+    Stretch,
+    decide,
+    due_slots,
+    interval_of,
+    overlapped,
+    task_id_of,
+)
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
-from celery_pgleader.policies import Misfire, policy_of
+from celery_pgleader.policies import Misfire, Overlap, policy_of
+from celery_pgleader.slot import HEADER, Slot
 from celery_pgleader.store import EntryRecord, Ledger, Outcome, SlotRow, Superseded
 
 logger = get_logger(__name__)
 
 T = TypeVar("T")
 
-HEADER = "pgleader_slot"
-# Between the attempts to publish what was claimed and of which nothing else is known.
-RECOVER_EVERY = 10.0
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -148,7 +156,8 @@ class SlotKeeper:
         """Claim the slots of entries that are due, in one round trip.
 
         Returns:
-            What is to be published, by the names of those entries whose slots are accounted for now.
+            What is to be published, by the names of those entries whose slots are accounted for now. The others wait
+            for a run of theirs to end, or were accounted for by somebody else.
 
         """
         now = self.now()
@@ -160,6 +169,7 @@ class SlotKeeper:
                 # A schedule with a mind of its own: it is due because it says so.
                 due = Due([now])
             decided[entry.name] = decide(due, policy_of(self._config.schedule, entry.name), now)
+        self._leave_out_overlaps(decided)
         rows = [self._row(name, stretch) for name, stretches in decided.items() for stretch in stretches]
         accepted = self._ask(lambda: self._ledger.claim(rows)) if rows else set()
         refused = {name for name, stretches in decided.items() if stretches} - accepted
@@ -174,20 +184,32 @@ class SlotKeeper:
             claims[name] = [Claim(s.first, self._term.number) for s in stretches if s.state == "claimed"]
         return claims
 
+    def _leave_out_overlaps(self, decided: dict[str, list[Stretch]]) -> None:
+        """Have the slots of entries of which a run is going on skipped, or wait, by their policy."""
+        overlaps = {name: policy_of(self._config.schedule, name).overlap for name in decided}
+        singletons = [name for name, overlap in overlaps.items() if overlap is not Overlap.ALLOW]
+        if not singletons:
+            return
+        for name in self._ask(lambda: self._ledger.running(singletons)):
+            if overlaps[name] is Overlap.WAIT:
+                del decided[name]
+            else:
+                decided[name] = overlapped(decided[name])
+
     def publish(self, entry: Any, claim: Claim) -> None:
         """Hand a claimed slot to the publisher."""
         self._under_way.add((entry.name, claim.slot))
         policy = policy_of(self._config.schedule, entry.name)
         late = (self.now() - claim.slot).total_seconds()
-        header = {
-            "election": self._config.election,
-            "entry": entry.name,
-            "at": claim.slot.astimezone(UTC).isoformat(),
-            "term": claim.term,
-            "catch_up": late > CATCH_UP_AFTER,
-            "deduplicate": policy.deduplicate,
-            "overlap": policy.overlap.value,
-        }
+        slot = Slot(
+            election=self._config.election,
+            entry=entry.name,
+            at=claim.slot.astimezone(UTC),
+            term=claim.term,
+            catch_up=late > CATCH_UP_AFTER,
+            deduplicate=policy.deduplicate,
+            overlap=policy.overlap.value,
+        )
         # Not by copy(): entries of some schedulers pickle, and so copy, in ways of their own.
         sent = object.__new__(type(entry))
         sent.__dict__.update(entry.__dict__)
@@ -195,7 +217,7 @@ class SlotKeeper:
         sent.options = {
             **options,
             "task_id": task_id_of(self._config.election, entry.name, claim.slot),
-            "headers": {**(options.get("headers") or {}), HEADER: header},
+            "headers": {**(options.get("headers") or {}), HEADER: slot.to_header()},
         }
         self._publisher.put(
             Dispatch(

@@ -59,7 +59,7 @@ signals.worker_init.connect(_on_worker_init, weak=False, dispatch_uid="celery_pg
 
 @click.group(name="pgleader")
 def pgleader() -> None:
-    """Ask about the election."""
+    """Ask about the election, and prepare its database."""
 
 
 @pgleader.command(cls=CeleryCommand)
@@ -75,3 +75,19 @@ def status(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001 - Click p
     from celery_pgleader.cli.status import show_status  # noqa: PLC0415 - psycopg only where it is used
 
     ctx.exit(show_status(ctx.obj.app, as_json=as_json))
+
+
+@pgleader.command(cls=CeleryCommand)
+@click.option("--sql", "as_sql", is_flag=True, help="Print what is to be run, for a DBA, and change nothing.")
+@click.option("--role", help="Also grant this role what workers need.")
+@click.pass_context
+@handle_preload_options
+def migrate(ctx: click.Context, as_sql: bool, role: str | None) -> None:  # noqa: FBT001 - Click passes options by name
+    """Bring the schema `pgleader` up to date.
+
+    Workers do so themselves when they start, if their role may. Exits with 69 where the database cannot be asked, and
+    with 77 where the role may not.
+    """
+    from celery_pgleader.cli.migrate import run_migrate  # noqa: PLC0415 - psycopg only where it is used
+
+    ctx.exit(run_migrate(ctx.obj.app, as_sql=as_sql, role=role))

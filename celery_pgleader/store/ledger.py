@@ -13,6 +13,7 @@ from celery_pgleader.election import Term
 from celery_pgleader.election.lock_session import session_name
 from celery_pgleader.postgres import Session, open_session
 from celery_pgleader.store import sql as statements
+from celery_pgleader.store.runs import entry_key
 
 PRUNE_BATCH = 1_000
 BACKLOG_BATCH = 10_000
@@ -195,6 +196,11 @@ class Ledger:
         if not fences:
             raise Superseded
         return set(claimed)
+
+    def running(self, entries: list[str]) -> set[str]:
+        """Return of which of these entries, whose runs must not overlap, a run is going on."""
+        keys = [entry_key(self._config.election, entry) for entry in entries]
+        return {name for (name,) in self._execute(statements.RUNNING, entries=entries, keys=keys)}
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write down what became of claimed slots."""

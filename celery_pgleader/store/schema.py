@@ -122,5 +122,10 @@ def script(role: str | None = None) -> Iterator[str]:
         yield f"-- {step.name}\n{step.text}\n"
         yield sql.SQL("insert into pgleader.migrations (version) values ({});\n").format(step.version).as_string()
     if role:
-        yield sql.SQL(GRANTS).format(role=sql.Identifier(role)).as_string()
+        yield grants(role).as_string()
     yield "commit;\n"
+
+
+def grants(role: str) -> sql.Composed:
+    """Return the statements that grant a role what workers need."""
+    return sql.SQL(GRANTS).format(role=sql.Identifier(role))

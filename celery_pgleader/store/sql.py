@@ -182,3 +182,34 @@ select bool_and(has_table_privilege(c.oid, 'select') and has_table_privilege(c.o
 MIGRATION_LOCK = "select pg_advisory_xact_lock(%(classid)s::int, 0)"
 
 APPLIED = "insert into pgleader.migrations (version) values (%(version)s)"
+
+# Of these entries, those of which a run is going on.
+RUNNING = """
+select w.entry from unnest(%(entries)s::text[], %(keys)s::bigint[]) w(entry, key)
+  join pg_locks l
+    on l.locktype = 'advisory' and l.granted and l.objsubid = 1
+   and l.database = (select oid from pg_database where datname = current_database())
+   and l.classid = ((w.key >> 32) & 4294967295)::oid and l.objid = (w.key & 4294967295)::oid
+"""
+
+# In the sessions of those who run tasks.
+STAY = "select set_config('idle_session_timeout', '0', false)"
+TRY_RUN = "select pg_try_advisory_lock(%(key)s::bigint)"
+END_RUN = "select pg_advisory_unlock(%(key)s::bigint)"
+
+HAS_FINISHED = """
+select finished_at is not null from pgleader.slots
+ where election = %(election)s and entry = %(entry)s and slot = %(slot)s
+"""
+
+FINISH = """
+update pgleader.slots set finished_at = clock_timestamp()
+ where election = %(election)s and entry = %(entry)s and slot = %(slot)s and finished_at is null
+returning 1
+"""
+
+SKIP = """
+update pgleader.slots set state = 'skipped', reason = %(reason)s, settled_at = clock_timestamp()
+ where election = %(election)s and entry = %(entry)s and slot = %(slot)s and state in ('claimed', 'published')
+returning 1
+"""

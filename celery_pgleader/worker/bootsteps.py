@@ -44,8 +44,9 @@ class ElectionStep(bootsteps.StartStopStep):
             self._config = self._read_config(worker.app, beat=beat, options=options)
             # Pool children and LeaderOnlyTask must know of an election that was named on the command line.
             os.environ["PGLEADER_ELECTION"] = self._config.election
-        elif any(getattr(task, "leader_only", False) for task in worker.app.tasks.values()):
-            self._route(worker.app)
+            self._guard(worker, self._config)
+        else:
+            self._assist(worker)
         super().__init__(worker, **options)
 
     def create(self, worker: Any) -> Any:
@@ -85,12 +86,21 @@ class ElectionStep(bootsteps.StartStopStep):
         if self.obj is not None:
             self.obj.wind_down()
 
-    def _route(self, app: Any) -> None:
-        """Have a worker without `--pgleader` send leader-only tasks on, in place of running them."""
-        from celery_pgleader.config import election_of  # noqa: PLC0415 - psycopg only where it is used
-        from celery_pgleader.tasks import route_leader_only_tasks  # noqa: PLC0415
+    def _assist(self, worker: Any) -> None:
+        """Have a worker without `--pgleader` treat the tasks of those with it as they would."""
+        app = worker.app
+        if any(getattr(task, "leader_only", False) for task in app.tasks.values()):
+            from celery_pgleader.config import election_of  # noqa: PLC0415 - psycopg only where it is used
+            from celery_pgleader.tasks import route_leader_only_tasks  # noqa: PLC0415
 
-        route_leader_only_tasks(app, election_of(app))
+            route_leader_only_tasks(app, election_of(app))
+        if app.conf.get("pgleader_schedule"):
+            self._guard(worker, self._read_config(app, beat=False, options={}))
+
+    def _guard(self, worker: Any, config: Any) -> None:
+        from celery_pgleader.tasks.slot_guard import SlotGuard  # noqa: PLC0415 - psycopg only where it is used
+
+        SlotGuard(config, worker.hostname).install(worker.app)
 
     def _read_config(self, app: Any, *, beat: bool, options: dict[str, Any]) -> Any:
         from celery_pgleader.config import Config  # noqa: PLC0415 - psycopg only where it is used
