@@ -28,6 +28,7 @@ from example_app.summary import (
     count_ticks,
     judge,
     read_facts,
+    read_slots,
     shortcomings,
 )
 from example_app.view import Scene, View
@@ -216,7 +217,7 @@ class Demo:
             workers=workers,
             seconds=round(seconds, 1),
             failovers=tuple(failovers),
-            ticks=count_ticks(facts, REPORT_EVERY, closed_at),
+            ticks=count_ticks(read_slots(self._db), facts, REPORT_EVERY, closed_at),
             notifications=count_notifications(facts, self._count(ORDERS)),
             leader_only=count_leader_only(facts, self._count(DELIVERIES)),
         )

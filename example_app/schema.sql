@@ -26,7 +26,7 @@ $$;
 create table facts (
     id      bigint generated always as identity primary key,
     kind    text not null,                                  -- order, tick, restock, gained, lost
-    key     text not null,                                  -- which order, which delivery, which schedule entry
+    key     text not null,                                  -- which order, which delivery, which slot
     node    text not null,                                  -- the worker that ran the task
     run     text,                                           -- the task id
     term    bigint,                                         -- the term under which it was sent, where that is known

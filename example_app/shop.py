@@ -2,7 +2,7 @@
 
     celery -A example_app.shop worker --pgleader
 
-Nothing in this file is about elections but `pgleader_channels` and `leader_only=True`.
+Nothing in this file is about elections but the settings `pgleader_*`, `current_slot()` and `leader_only=True`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from celery import Celery
 
+from celery_pgleader import current_slot
 from example_app.recording import record
 
 DATABASE_URL = os.environ.get("SHOP_DATABASE_URL", "postgresql://postgres@localhost/shop")
@@ -24,8 +25,9 @@ app.conf.update(
     pgleader_database_url=DATABASE_URL,
     # The leader listens on the channel "orders" and sends this task for each notification.
     pgleader_channels={"orders": "example_app.shop.on_order"},
-    # Only the leader's beat sends this. `relative` keeps it on whole seconds of the clock, whoever leads.
-    beat_schedule={"report": {"task": "example_app.shop.report", "schedule": REPORT_EVERY, "relative": True}},
+    # Only the leader's beat sends this, and a message that the broker delivers again is not run again.
+    beat_schedule={"report": {"task": "example_app.shop.report", "schedule": REPORT_EVERY}},
+    pgleader_schedule={"report": {"deduplicate": True}},
     # A worker that is killed must not take messages with it: they are acknowledged when the task has ended, and no
     # worker takes more of them than it has hands.
     task_acks_late=True,
@@ -54,8 +56,9 @@ def on_order(self: Any, order: dict[str, Any]) -> None:
 @app.task(bind=True)
 def report(self: Any) -> str:
     """Sum up the day. Called by the leader's beat, and run by any worker."""
+    slot = current_slot()
     with psycopg.connect(DATABASE_URL) as db:
-        record(db, "tick", "report", self.request)
+        record(db, "tick", slot.at if slot else "by hand", self.request)
         row = db.execute("select count(*), coalesce(sum(price), 0) from orders").fetchone()
     return "{} orders, {} in all".format(*row or (0, 0))
 

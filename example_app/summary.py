@@ -1,4 +1,4 @@
-"""What the demo counts: every figure comes from rows that the tasks wrote while they ran."""
+"""What the demo counts: from rows that the tasks wrote while they ran, and from the ledger."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from statistics import median
 import psycopg
 
 CRASH, TERM = "kill -9", "TERM"
+SLOTS = "select extract(epoch from slot)::float, state from pgleader.slots where entry = 'report'"
 FACTS = """
 select kind, key, node, run, term, extract(epoch from sent_at)::float, sent_by, extract(epoch from at)::float, leader
   from facts order by id
@@ -31,6 +32,14 @@ class Fact:
     sent_by: int
     at: float
     leader: str | None
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """A row of the ledger: when the slot was due, in seconds since the epoch, and what became of it."""
+
+    at: float
+    state: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Ticks:
 
     expected: int
     published: int
+    ran: int
     duplicates: int
     missed: int
 
@@ -112,30 +122,29 @@ def read_facts(db: psycopg.Connection[tuple[object, ...]]) -> list[Fact]:
     return [Fact(*row) for row in db.execute(FACTS)]  # type: ignore[arg-type]  # as the statement says
 
 
-def count_ticks(facts: Sequence[Fact], period: float, closed_at: float) -> Ticks:
-    """Count the ticks of a schedule with a whole number of seconds as its period.
+def read_slots(db: psycopg.Connection[tuple[object, ...]]) -> list[SlotRow]:
+    """Return what the ledger knows of the report's slots."""
+    return [SlotRow(*row) for row in db.execute(SLOTS)]  # type: ignore[arg-type]  # as the statement says
 
-    A slot is the span from one due instant to the next. Due instants lie on whole seconds, since the schedule is
-    relative. The first tick's slot counts as the first (if there was none, the first leader's first), and the last
-    is the last that was over when the shop closed. A tick belongs to the slot in which it was *sent*, by the clock of
-    the sender: one that was sent late because nobody led still serves its slot, and one that was sent twice fills it
-    twice.
 
-    `published` counts the messages (task ids) of which a run is on record. A message that was sent and never ran is
-    a missed tick all the same. `duplicates` counts runs beyond the first in a slot, whether of a second message or of
-    the same one delivered again.
+def count_ticks(slots: Iterable[SlotRow], facts: Iterable[Fact], period: float, closed_at: float) -> Ticks:
+    """Count the ticks of a schedule by its slots, which lie `period` seconds apart.
+
+    Expected are all slots from the first in the ledger to closing time, whether the ledger knows of them or not. What
+    is expected and was not published is missed. `duplicates` counts runs beyond the first of a slot, and `ran` the
+    slots of which a run is on record: a message that the broker loses was published and does not run.
     """
-    runs = sorted((fact for fact in facts if fact.kind == "tick"), key=lambda fact: fact.sent_at)
-    gained = [fact.at + period for fact in facts if fact.kind == "gained"]
-    first_due = math.floor(min([fact.sent_at for fact in runs] or gained or [closed_at]))
-    expected = max(0, math.floor((closed_at - first_due) / period))
-    counted = [fact for fact in runs if fact.sent_at < first_due + expected * period]
-    slots = Counter(int((fact.sent_at - first_due) // period) for fact in counted)
+    rows = [row for row in slots if row.at <= closed_at]
+    first = min((row.at for row in rows), default=closed_at)
+    expected = math.floor((closed_at - first) / period) + 1 if rows else 0
+    published = sum(row.state == "published" for row in rows)
+    runs = Counter(fact.key for fact in facts if fact.kind == "tick")
     return Ticks(
         expected=expected,
-        published=len({fact.run for fact in counted}),
-        duplicates=len(counted) - len(slots),
-        missed=expected - len(slots),
+        published=published,
+        ran=len(runs),
+        duplicates=runs.total() - len(runs),
+        missed=expected - published,
     )
 
 
@@ -185,7 +194,7 @@ def describe(summary: Summary) -> str:
             times = "once" if len(some) == 1 else f"{len(some)} times"
             lines.append(f"  {kind:<14} {times}; in the median {lock} to the lock, {tick} to the next tick")
     ran = f"{leader_only.sent} sent, {leader_only.ran} ran, {leader_only.ran_off_leader} off the leader"
-    published = f"{ticks.expected} expected, {ticks.published} published"
+    published = f"{ticks.expected} expected, {ticks.published} published, {ticks.ran} ran"
     handled = f"{orders.sent} sent, {orders.handled} handled"
     lines += [
         f"  ticks          {published}, {ticks.duplicates} duplicates, {ticks.missed} missed",

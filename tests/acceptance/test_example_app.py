@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from example_app.summary import Fact, Fault, Ticks, count_leader_only, count_notifications, count_ticks, judge
+from example_app.summary import Fact, Fault, SlotRow, Ticks, count_leader_only, count_notifications, count_ticks, judge
 from tests.support.eventually import eventually
 
 REPOSITORY = Path(__file__).parents[2]
@@ -196,26 +196,26 @@ def fact(kind: str = "tick", **values: object) -> Fact:
 
 
 @pytest.mark.parametrize(
-    ("sent_at", "closed_at", "expected"),
+    ("slots", "runs", "closed_at", "expected"),
     [
-        pytest.param([100.01, 102.01, 104.01], 106.5, Ticks(3, 3, 0, 0), id="one in each slot"),
-        pytest.param([100.01, 103.70, 104.01], 106.0, Ticks(3, 3, 0, 0), id="a late one serves its slot"),
-        pytest.param([100.01, 104.01], 106.0, Ticks(3, 2, 0, 1), id="a slot without one is missed"),
-        pytest.param([100.01, 100.40, 102.01], 104.0, Ticks(2, 3, 1, 0), id="a second one is a duplicate"),
-        pytest.param([100.01, 102.01, 104.01], 103.9, Ticks(1, 1, 0, 0), id="a slot that was not over does not count"),
-        pytest.param([], 108.5, Ticks(3, 0, 0, 3), id="without any, all are missed"),
+        pytest.param([100, 102, 104], "abc", 105.5, Ticks(3, 3, 3, 0, 0), id="one of each slot"),
+        pytest.param([100, 104], "ac", 105.0, Ticks(3, 2, 2, 0, 1), id="a slot without a row is missed"),
+        pytest.param([100, 102], "aab", 103.0, Ticks(2, 2, 2, 1, 0), id="a second run is a duplicate"),
+        pytest.param([100, 102], "a", 103.0, Ticks(2, 2, 1, 0, 0), id="a message that the broker loses does not run"),
+        pytest.param([100, 102, 104], "ab", 103.9, Ticks(2, 2, 2, 0, 0), id="a slot after closing time does not count"),
+        pytest.param([], "", 108.5, Ticks(0, 0, 0, 0, 0), id="without any there is nothing to count"),
     ],
 )
-def test_how_ticks_are_counted(sent_at: list[float], closed_at: float, expected: Ticks) -> None:
-    """By the slot in which each was sent."""
-    facts = [fact("gained", at=100.5), *(fact(sent_at=at) for at in sent_at)]
-    assert count_ticks(facts, 2.0, closed_at) == expected
+def test_how_ticks_are_counted(slots: list[float], runs: str, closed_at: float, expected: Ticks) -> None:
+    """By the ledger, and by the runs of its slots."""
+    rows = [SlotRow(at, "published") for at in slots]
+    assert count_ticks(rows, [fact(key=key) for key in runs], 2.0, closed_at) == expected
 
 
-def test_a_tick_that_runs_twice() -> None:
-    """It was published once, and is a duplicate all the same."""
-    runs = [fact(sent_at=100.01, run="x"), fact(sent_at=100.01, run="x", at=107.0)]
-    assert count_ticks(runs, 2.0, closed_at=102.0) == Ticks(expected=1, published=1, duplicates=1, missed=0)
+def test_a_slot_that_was_not_published_is_missed() -> None:
+    """Whatever the reason."""
+    rows = [SlotRow(100.0, "published"), SlotRow(102.0, "skipped")]
+    assert count_ticks(rows, [fact(key="a")], 2.0, closed_at=102.5).missed == 1
 
 
 def test_how_orders_are_counted() -> None:

@@ -245,7 +245,7 @@ class LeakySession(LockSession):
 
     def renew(self, backend_pid: int, seconds: float) -> bool:
         """Renew what is not held any more."""
-        self.release()
+        self.release("lost")
         return super().renew(backend_pid, seconds)
 
 
