@@ -137,7 +137,9 @@ class SlotKeeper:
             self._records.update(changed)
         missing = [name for name, record in self._records.items() if name not in entries and not record.retired]
         if all_of_them and missing:
-            logger.info("pgleader: no longer in the schedule: %s", ", ".join(sorted(missing)))
+            logger.warning(
+                "pgleader: not in this node's schedule, but in the last leader's: %s", ", ".join(sorted(missing))
+            )
             self._ask(lambda: self._ledger.retire(missing))
             for name in missing:
                 self._records[name] = replace(self._records[name], retired=True)
