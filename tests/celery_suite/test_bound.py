@@ -1,0 +1,121 @@
+"""What the cases in `replaced.py` say of more than what is replaced holds for bound schedulers too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from celery import Celery
+from celery.beat import Scheduler
+from celery.schedules import schedule
+
+from tests.celery_suite.stand_ins import Clock, make_bound
+
+LONG_AGO = datetime.now(timezone.utc) - timedelta(days=1)
+
+
+class Recording(Scheduler):
+    """Sends nowhere."""
+
+    sent: list[tuple[Any, ...]]
+
+    def send_task(self, *args: Any, **options: Any) -> None:
+        if args[0] == "broken":
+            raise RuntimeError("no such queue")
+        self.sent.append((*args, options))
+
+
+class Broken(schedule):
+    """A schedule that fails."""
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        raise RuntimeError("cannot calculate the next run")
+
+
+@pytest.fixture
+def app() -> Celery:
+    return Celery("shop", broker="memory://", set_as_current=False)
+
+
+@pytest.fixture
+def scheduler(app: Celery) -> Any:
+    made = make_bound(Recording, app, Clock())
+    made.__init__(app=app)
+    made.sent = []
+    return made
+
+
+@pytest.fixture
+def add_due(scheduler: Any) -> Callable[..., Any]:
+    def add(name: str, **options: Any) -> Any:
+        return scheduler.add(name=name, **{"task": name, "schedule": 60, "last_run_at": LONG_AGO, **options})
+
+    return add
+
+
+def test_the_app_s_own_task_is_sent(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
+    @app.task(shared=False)
+    def report() -> None: ...
+
+    report.apply_async = Mock()  # type: ignore[method-assign]
+    add_due("report", task=report.name)
+    scheduler.tick()
+    report.apply_async.assert_called_once()
+
+
+@pytest.mark.parametrize(("args", "sent"), [(None, []), ((101,), [101])])
+def test_arguments(scheduler: Any, add_due: Callable[..., Any], args: Any, sent: list[Any]) -> None:
+    entry = add_due("report")
+    entry.args, entry.kwargs = args, None
+    scheduler.tick()
+    ((name, *arguments, _),) = scheduler.sent
+    assert (name, arguments) == ("report", [sent, {}])
+
+
+def test_headers_and_options_are_kept(scheduler: Any, add_due: Callable[..., Any]) -> None:
+    add_due("report", options={"queue": "slow", "headers": {"existing": "value"}})
+    scheduler.tick()
+    (*_, options) = scheduler.sent[0]
+    assert options["queue"] == "slow"
+    assert options["headers"]["existing"] == "value"
+
+
+@pytest.mark.parametrize("broken", [{}, {"task": "other", "schedule": Broken(60)}], ids=["sending", "schedule"])
+def test_one_entry_that_fails_stops_no_other(
+    scheduler: Any, add_due: Callable[..., Any], caplog: pytest.LogCaptureFixture, broken: dict[str, Any]
+) -> None:
+    add_due("broken", **broken)
+    add_due("healthy")
+    scheduler.tick()
+    assert [name for name, *_ in scheduler.sent] == ["healthy"]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "broken" in record.getMessage()
+
+
+def test_another_interval_is_seen_by_the_next_tick(scheduler: Any) -> None:
+    for seconds in 5, 10, 3:
+        scheduler.add(name="report", task="report", schedule=seconds)
+        assert seconds - 1 < scheduler.tick() <= seconds
+
+
+def test_what_was_sent_is_due_again_when_its_interval_is_over(scheduler: Any, add_due: Callable[..., Any]) -> None:
+    add_due("report")
+    assert 0 < scheduler.tick() <= 60
+    assert 0 < scheduler.tick() <= 60
+    assert len(scheduler.sent) == scheduler.schedule["report"].total_run_count == 1
+
+
+def test_a_sync_is_due_after_so_many_messages(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
+    scheduler.sync_every_tasks = 2
+    scheduler.sync = Mock()
+    scheduler._do_sync()  # noqa: SLF001 - as celery.beat.Service does
+    add_due("first")
+    scheduler.tick()
+    assert not scheduler.should_sync()
+    add_due("second")
+    scheduler.tick()
+    assert scheduler.should_sync()
+    scheduler.sync.assert_called_once_with()
