@@ -15,6 +15,8 @@ from celery_pgleader.errors import ConfigurationError
 
 # How late a slot may be, with `misfire = skip`, before it counts as missed: longer than any failover takes.
 SKIP_GRACE = 10.0
+# So that the date before which a slot is too late exists.
+MAX_GRACE = 3_652 * 86_400.0
 
 
 class Misfire(Enum):
@@ -122,8 +124,8 @@ def _read_choice(setting: str, value: object, choices: type[Enum]) -> Enum:
 def _read_grace(setting: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise _refused(setting, value, "must be a number of seconds above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_GRACE:
+        raise _refused(setting, value, f"must be a number of seconds above 0, and at most {MAX_GRACE:.0f}")
     return float(value)
 
 
