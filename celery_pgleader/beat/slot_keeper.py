@@ -152,7 +152,8 @@ class SlotKeeper:
         last, step = record.accounted_until, interval_of(entry.schedule)
         if step is not None:
             last = record.anchor + (last - record.anchor) // step * step
-        entry.last_run_at = last
+        # Celery before 5.7, and relative intervals, follow the clock of the zone in which they are told of it.
+        entry.last_run_at = last if step is not None else last.astimezone(getattr(entry.schedule, "tz", UTC))
 
     def claim(self, entries: Iterable[Any]) -> dict[str, list[Claim]]:
         """Claim the slots of entries that are due, in one round trip.

@@ -113,9 +113,9 @@ def due_slots(schedule: Any, anchor: datetime, after: datetime, now: datetime) -
     walked: list[datetime] = []
     slot = next_slot(schedule, after)
     while slot is not None and slot <= now:
-        walked.append(slot)
         if len(walked) == LONGEST_WALK:
             return Due(walked, complete=False)
+        walked.append(slot)
         slot = next_slot(schedule, slot)
     return Due(walked)
 
@@ -125,12 +125,13 @@ def next_slot(schedule: Any, after: datetime) -> datetime | None:
     # A copy with a clock of our own; by __dict__, since schedules pickle, and so copy, in ways of their own.
     asked = object.__new__(type(schedule))
     asked.__dict__.update(schedule.__dict__)
-    slot = after
+    # Celery before 5.7, and relative intervals, follow the clock of the zone in which they are told of the last time.
+    slot, told = after, after.astimezone(getattr(schedule, "tz", UTC))
     # Celery subtracts times of the wall clock, which is an hour off when that is changed in between. The instant at
     # which it says that nothing remains is the one at which it would send the entry.
     for _ in range(MOST_CORRECTIONS):
         asked.nowfun = lambda slot=slot: slot
-        left = asked.remaining_estimate(after)
+        left = asked.remaining_estimate(told)
         if not left:
             break
         slot += left
