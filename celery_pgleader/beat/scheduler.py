@@ -46,22 +46,27 @@ class TermBound:
 
     def reserve(self, entry: Any) -> Any:
         """Claim an entry's slots, and take note that it is being sent."""
-        self._check()
-        self.keeper.meet({entry.name: entry}, all_of_them=False)
-        self._claims |= self.keeper.claim([entry])
-        return self._reserved(entry)
+        claims = self._claim(entry)
+        self._claims[entry.name] = claims
+        return self._reserved(entry, claims)
 
-    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **_: Any) -> None:  # noqa: ARG002, FBT001, FBT002 - as in the base class
-        """Have the slots of an entry that were claimed published."""
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **_: Any) -> Any:  # noqa: FBT001, FBT002 - as in the base class
+        """Have the slots of an entry that were claimed published; in the publisher's thread, send it."""
+        if threading.get_ident() != self._thread:
+            return self._send(entry, producer)
         if advance:
             self.reserve(entry)
-        for claim in self._claims.pop(entry.name, ()):
+        elif entry.name not in self._claims:
+            # Sent by a scheduler that has not reserved it first, and has its reasons.
+            self._claims[entry.name] = self._claim(entry, whatever_is_due=True)
+        for claim in self._claims.pop(entry.name):
             self.keeper.publish(entry, claim)
+        return None
 
-    def send(self, entry: Any, producer: Any) -> Any:
-        """Send one entry, as the scheduler does."""
+    def send(self, entry: Any, producer: Any) -> None:
+        """Send one entry, as the scheduler does; called in the publisher's thread."""
         logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
-        return super().apply_async(entry, producer=producer, advance=False)  # type: ignore[misc]  # the scheduler's
+        self._send(entry, producer)
 
     def find(self, name: str) -> Any:
         """Return an entry by its name, or none."""
@@ -100,8 +105,17 @@ class TermBound:
     def forget(self) -> None:
         """Take nothing for granted that was known of the entries."""
 
-    def _reserved(self, entry: Any) -> Any:
-        reserved = super().reserve(entry)  # type: ignore[misc]  # the scheduler's
+    def _claim(self, entry: Any, *, whatever_is_due: bool = False) -> list[Claim]:
+        self._check()
+        self.keeper.meet({entry.name: entry}, all_of_them=False)
+        return self.keeper.claim([entry], whatever_is_due=whatever_is_due).get(entry.name, [])
+
+    def _send(self, entry: Any, producer: Any) -> Any:
+        return super().apply_async(entry, producer=producer, advance=False)  # type: ignore[misc]  # the scheduler's
+
+    def _reserved(self, entry: Any, claims: list[Claim]) -> Any:
+        # What is not sent was not run either.
+        reserved = super().reserve(entry) if claims else entry  # type: ignore[misc]  # the scheduler's
         self.keeper.remind(reserved)
         if hasattr(reserved, "reschedule"):
             # RedBeat looks an entry up by when it is due, which it has just counted from now.
@@ -148,6 +162,21 @@ class Ticking(TermBound):
         left = self._heap[0][0] - time.time() if self._heap else self.max_interval
         return max(0.0, min(left, self.max_interval))
 
+    def send(self, entry: Any, producer: Any) -> None:
+        """Send one entry, by way of `apply_entry`, which others hook into."""
+        self._failure: Exception | None = None
+        self.apply_entry(entry, producer=producer)  # type: ignore[attr-defined]  # the scheduler's
+        # It was logged there, and not passed on.
+        if self._failure is not None:
+            raise self._failure
+
+    def _send(self, entry: Any, producer: Any) -> Any:
+        try:
+            return super()._send(entry, producer)
+        except Exception as error:
+            self._failure = error
+            raise
+
     def forget(self) -> None:
         """Look at all entries anew in the next tick."""
         self._met = {}
@@ -181,7 +210,7 @@ class Ticking(TermBound):
             self.keeper.remind(entry)
             self._push(entry, REFUSED_PAUSE)
             return
-        reserved = self._reserved(entry)
+        reserved = self._reserved(entry, claims)
         for claim in claims:
             self.keeper.publish(entry, claim)
         self._plan(reserved)

@@ -155,8 +155,12 @@ class SlotKeeper:
         # Celery before 5.7, and relative intervals, follow the clock of the zone in which they are told of it.
         entry.last_run_at = last if step is not None else last.astimezone(getattr(entry.schedule, "tz", UTC))
 
-    def claim(self, entries: Iterable[Any]) -> dict[str, list[Claim]]:
+    def claim(self, entries: Iterable[Any], *, whatever_is_due: bool = False) -> dict[str, list[Claim]]:
         """Claim the slots of entries that are due, in one round trip.
+
+        Args:
+            entries: those that the scheduler says are due.
+            whatever_is_due: where no slot is due, the present is taken for one.
 
         Returns:
             What is to be published, by the names of those entries whose slots are accounted for now. The others wait
@@ -167,10 +171,7 @@ class SlotKeeper:
         decided: dict[str, list[Stretch]] = {}
         for entry in entries:
             record = self._records[entry.name]
-            due = due_slots(entry.schedule, record.anchor, record.accounted_until, now)
-            if not due.slots and now > record.accounted_until and entry.is_due()[0]:
-                # A schedule with a mind of its own: it is due because it says so.
-                due = Due([now])
+            due = self._due(entry, record, now, whatever_is_due=whatever_is_due)
             decided[entry.name] = decide(due, policy_of(self._config.schedule, entry.name), now)
         self._leave_out_overlaps(decided)
         rows = [self._row(name, stretch) for name, stretches in decided.items() for stretch in stretches]
@@ -186,6 +187,17 @@ class SlotKeeper:
                 self._records[name] = replace(self._records[name], last_slot=stretches[-1].last)
             claims[name] = [Claim(s.first, self._term.number) for s in stretches if s.state == "claimed"]
         return claims
+
+    def _due(self, entry: Any, record: EntryRecord, now: datetime, *, whatever_is_due: bool) -> Due:
+        try:
+            due = due_slots(entry.schedule, record.anchor, record.accounted_until, now)
+            says_so = not due.slots and (whatever_is_due or entry.is_due()[0])
+        except Exception:
+            # A schedule that can say no more than whether it is due.
+            logger.debug("pgleader: cannot calculate the slots of %s", entry.name, exc_info=True)
+            due, says_so = Due([]), True
+        # A schedule with a mind of its own: it is due because it says so.
+        return Due([now]) if says_so and now > record.accounted_until else due
 
     def _leave_out_overlaps(self, decided: dict[str, list[Stretch]]) -> None:
         """Have the slots of entries of which a run is going on skipped, or wait, by their policy."""

@@ -11,22 +11,16 @@ _HEAP = "it looks into Celery's heap, and the heap of a bound scheduler has anot
 _AT_ONCE = "it expects 0 from a tick that sent an entry, and a bound scheduler's has sent all that are due by then"
 _DRIFT = "Celery's tick wakes 10 ms early; a bound scheduler's wakes at the slot, and is never early for one"
 _LOGGER = "it expects the error in Celery's logger, and it is in ours"
-_NO_SLOT = "its entry has no slot that is due, and `apply_async` of a bound scheduler sends what it has claimed"
+_RESULT = "it expects a result at once, and of a bound scheduler the publisher sends, in a thread of its own"
 _SYNC = "its entry has no slot that is due, and the leader's beat syncs after a tick, not with each message"
 _SLOT = "it expects the time of the tick as the last run, and what is counted from is the slot"
 _PRODUCER = "it needs the scheduler's producer, and of a bound scheduler only the publisher has one, and a connection"
 
 REPLACED = {
-    "test_Scheduler::test_apply_async_uses_registered_task_instances": _NO_SLOT,
-    "test_Scheduler::test_apply_async_with_null_args": _NO_SLOT,
-    "test_Scheduler::test_apply_async_with_null_args_set_to_none": _NO_SLOT,
-    "test_Scheduler::test_apply_async_without_null_args": _NO_SLOT,
-    "test_Scheduler::test_apply_async_adds_beat_header": _NO_SLOT,
-    "test_Scheduler::test_apply_async_preserves_existing_headers": _NO_SLOT,
-    "test_Scheduler::test_should_sync": _NO_SLOT,
+    "test_Scheduler::test_apply_async_adds_beat_header": _RESULT,
+    "test_Scheduler::test_apply_async_preserves_existing_headers": _RESULT,
     "test_Scheduler::test_should_sync_increments_sync_every_counter": _SYNC,
     "test_Scheduler::test_sync_task_counter_resets_on_do_sync": _SYNC,
-    "test_Scheduler::test_due_tick_SchedulingError": _LOGGER,
     "test_Scheduler::test_tick_survives_entry_failing_in_populate_heap": _LOGGER,
     "test_Scheduler::test_pending_tick": _DRIFT,
     "test_Scheduler::test_pending_left_10_milliseconds_tick": _DRIFT,
