@@ -1,0 +1,730 @@
+"""What the keeper of slots has the ledger remember, and what it has published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+from celery import Celery
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab, schedule
+
+from celery_pgleader.beat.publisher import Dispatch, Publisher
+from celery_pgleader.beat.slot_keeper import Claim, LedgerAway, SlotKeeper, TermOver, describe
+from celery_pgleader.beat.slots import UTC, task_id_of
+from celery_pgleader.config import Config
+from celery_pgleader.election import Term
+from celery_pgleader.slot import HEADER, Slot
+from celery_pgleader.store import Claimed, EntryRecord, Outcome, SlotRow, Superseded
+from tests.support.memory import MemoryLedger
+
+NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+EPSILON = timedelta(microseconds=1)
+TERM = Term(7, "shop", "a", 11)
+
+
+class Outbox(Publisher):
+    """Keeps what is to be published."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.dispatches: list[Dispatch] = []
+
+    def put(self, dispatch: Dispatch) -> None:
+        """Keep it."""
+        self.dispatches.append(dispatch)
+
+
+class World:
+    """A ledger, an outbox and a clock, and keepers of one term after the other."""
+
+    def __init__(self) -> None:
+        """Begin at noon, with an empty ledger."""
+        self.now = NOON
+        self.app = Celery("shop", set_as_current=False)
+        self.ledger = MemoryLedger()
+        self.outbox = Outbox()
+        self.entries: dict[str, Any] = {}
+        self.keeper = self.new_term()
+
+    def new_term(self, **policies: Any) -> SlotKeeper:
+        """Return a keeper that has read the ledger, and put it in the place of the last one."""
+        config = Config(database_url="host=nowhere", election="shop", schedule=policies)
+        self.outbox.dispatches.clear()
+        self.keeper = SlotKeeper(config, TERM, self.ledger, self.outbox, lambda: self.now)
+        self.keeper.recover(self.entries.get)
+        return self.keeper
+
+    def add(self, name: str, every: Any = MINUTE, **fields: Any) -> Any:
+        """Put an entry into the schedule, as if it was last run now; whoever keeps slots is yet to meet it."""
+        if isinstance(every, timedelta):
+            every = schedule(every, app=self.app)
+        every.nowfun = lambda: self.now
+        made: Any = ScheduleEntry(
+            name=name, schedule=every, app=self.app, **{"task": f"shop.{name}", "last_run_at": self.now, **fields}
+        )
+        self.entries[name] = made
+        return made
+
+    def meet(self, *, all_of_them: bool = True) -> None:
+        """Have the keeper meet the schedule."""
+        self.keeper.meet(self.entries, all_of_them=all_of_them)
+
+    def claim(self, *names: str) -> dict[str, list[datetime]]:
+        """Claim for entries, by default for all, and publish; return the slots that are run by entry."""
+        entries = [self.entries[name] for name in names or self.entries]
+        claims = self.keeper.claim(entries)
+        for name, of_entry in claims.items():
+            for claim in of_entry:
+                self.keeper.publish(self.entries[name], claim)
+        return {name: [claim.slot for claim in of_entry] for name, of_entry in claims.items()}
+
+
+@pytest.fixture
+def world() -> World:
+    """Give a world."""
+    return World()
+
+
+def stretches(world: World, entry: str) -> list[tuple[datetime, datetime, str, str | None]]:
+    return [(row.slot, row.through, row.state, row.reason) for row in world.ledger.rows if row.entry == entry]
+
+
+# Entries
+
+
+def test_a_new_entry_begins_when_it_is_met(world: World) -> None:
+    """Nothing is due before its first period is over; from then on it stays on its grid."""
+    tick = world.add("tick")
+    world.meet()
+    assert world.ledger.records == {"tick": EntryRecord("shop.tick", "every 0:01:00", NOON, NOON)}
+    world.now += MINUTE - EPSILON
+    assert world.claim() == {"tick": []}
+    world.now += EPSILON
+    assert world.claim() == {"tick": [NOON + MINUTE]}
+    world.now += MINUTE + 3 * SECOND
+    assert world.claim() == {"tick": [NOON + 2 * MINUTE]}
+    world.keeper.remind(tick)
+    assert tick.last_run_at == NOON + 2 * MINUTE
+
+
+def test_a_new_entry_goes_on_from_its_schedulers_memory(world: World) -> None:
+    """What was run before there was a ledger counts, and what was missed since is made up for."""
+    world.add("tick", HOUR, last_run_at=NOON - 150 * MINUTE)
+    world.meet()
+    assert world.claim() == {"tick": [NOON - 30 * MINUTE]}
+    assert stretches(world, "tick") == [
+        (NOON - 90 * MINUTE, NOON - 90 * MINUTE, "skipped", "coalesced"),
+        (NOON - 30 * MINUTE, NOON - 30 * MINUTE, "claimed", None),
+    ]
+
+
+@pytest.mark.parametrize("last", [NOON - 30 * 365 * DAY, NOON + DAY])
+def test_a_memory_that_cannot_be_is_not_believed(world: World, last: datetime) -> None:
+    """Schedulers say "never" with a date long ago; a clock may have been wrong."""
+    world.add("tick", HOUR, last_run_at=last)
+    world.meet()
+    assert world.ledger.records["tick"].since == NOON
+    assert world.claim() == {"tick": []}
+
+
+def test_a_memory_without_a_time_zone_is_in_utc(world: World) -> None:
+    """As Celery takes it."""
+    world.add("tick", HOUR, last_run_at=(NOON - MINUTE).replace(tzinfo=None))
+    world.meet()
+    assert world.ledger.records["tick"].since == NOON - MINUTE
+
+
+def test_an_entry_that_was_never_run_may_be_due_at_once(world: World) -> None:
+    """RedBeat says so with no last run at all."""
+    tick = world.add("tick", HOUR)
+    tick.last_run_at = None
+    world.meet()
+    assert world.claim() == {"tick": [NOON]}
+    world.now += HOUR
+    assert world.claim() == {"tick": [NOON + HOUR]}
+
+
+def test_an_entry_may_have_a_time_to_start(world: World) -> None:
+    """It is due then, and counted from then; one in the past has begun, and is not made up for."""
+    later, earlier = world.add("later", HOUR), world.add("earlier", HOUR)
+    later.model = SimpleNamespace(start_time=NOON + 90 * MINUTE)
+    earlier.model = SimpleNamespace(start_time=NOON - 90 * MINUTE)
+    world.meet()
+    assert world.claim() == {"later": [], "earlier": []}
+    world.now += 30 * MINUTE
+    assert world.claim() == {"later": [], "earlier": [NOON + 30 * MINUTE]}
+    world.now += HOUR
+    assert world.claim() == {"later": [NOON + 90 * MINUTE], "earlier": [NOON + 90 * MINUTE]}
+
+
+def test_what_is_met_again_is_not_written_again(world: World) -> None:
+    """By this leader or the next."""
+    world.add("tick")
+    world.add("nightly", crontab(0, 3, app=world.app))
+    world.meet()
+    world.meet()
+    world.new_term()
+    world.now += DAY
+    world.meet()
+    assert world.ledger.calls.count("register") == 1
+
+
+def test_the_next_leader_goes_on_where_the_last_one_ended(world: World) -> None:
+    """Whatever its own scheduler remembers: neither a slot twice, nor a new phase, nor a gap."""
+    world.add("tick", 10 * SECOND)
+    world.meet()
+    world.now += 10 * SECOND
+    assert world.claim() == {"tick": [NOON + 10 * SECOND]}
+    world.now += 3 * SECOND
+    fresh = world.add("tick", 10 * SECOND)
+    world.new_term()
+    world.meet()
+    assert fresh.last_run_at == NOON + 10 * SECOND
+    assert world.claim() == {"tick": []}
+    world.now += 8 * SECOND
+    assert world.claim() == {"tick": [NOON + 20 * SECOND]}
+
+
+def test_a_changed_interval_is_counted_from_the_last_run(world: World) -> None:
+    """As in Celery; what the new one would have made due since then is due."""
+    world.add("tick", HOUR)
+    world.meet()
+    world.now = NOON + HOUR
+    world.claim()
+    world.now = NOON + 90 * MINUTE
+    tick = world.add("tick", 20 * MINUTE)
+    world.meet()
+    assert world.ledger.records["tick"].schedule == "every 0:20:00"
+    assert tick.last_run_at == NOON + HOUR
+    assert world.claim() == {"tick": [NOON + 80 * MINUTE]}
+    world.now = NOON + 100 * MINUTE
+    assert world.claim() == {"tick": [NOON + 100 * MINUTE]}
+
+
+def test_an_interval_changed_back_and_forth_runs_nothing_twice(world: World) -> None:
+    """What is accounted for stays so."""
+    for minutes in (60, 20, 60, 7, 30):
+        world.add("tick", minutes * MINUTE)
+        world.meet()
+        world.claim()
+        world.now += 25 * MINUTE
+    runs = world.ledger.runs("tick")
+    assert runs == sorted(set(runs))
+    assert runs == [NOON + 20 * MINUTE, NOON + 69 * MINUTE, NOON + 99 * MINUTE]
+
+
+def test_a_changed_crontab_makes_up_for_nothing(world: World) -> None:
+    """It knows nothing of the past."""
+    world.add("nightly", crontab(0, 3, app=world.app))
+    world.meet()
+    world.now = NOON + 2 * DAY
+    world.add("nightly", crontab(0, 4, app=world.app))
+    world.meet()
+    assert world.claim() == {"nightly": []}
+    world.now += DAY
+    assert world.claim() == {"nightly": [datetime(2026, 1, 18, 4, tzinfo=UTC)]}
+
+
+@pytest.mark.parametrize("first_is_interval", [True, False])
+def test_another_kind_of_schedule_makes_up_for_nothing(world: World, *, first_is_interval: bool) -> None:
+    """From an interval to a crontab, and the other way."""
+    kinds: list[Any] = [HOUR, crontab(30, app=world.app)]
+    first, second = kinds if first_is_interval else reversed(kinds)
+    world.add("tick", first)
+    world.meet()
+    world.now += 10 * HOUR + 40 * MINUTE
+    world.add("tick", second)
+    world.meet()
+    assert world.claim() == {"tick": []}
+    world.now += HOUR
+    due = NOON + (11 * HOUR + 30 * MINUTE if first_is_interval else 11 * HOUR + 40 * MINUTE)
+    assert world.claim() == {"tick": [due]}
+
+
+def test_a_crontab_in_another_time_zone_is_another(world: World) -> None:
+    """The zone is part of what is compared, or an hour that is over would be made up for."""
+    world.add("nightly", crontab(0, 12, app=world.app))
+    world.meet()
+    world.now += HOUR
+    world.app = Celery("shop", set_as_current=False)
+    world.app.conf.update(timezone="America/New_York")
+    world.add("nightly", crontab(0, 12, app=world.app))
+    world.meet()
+    assert world.ledger.records["nightly"].since == NOON + HOUR
+    assert world.claim() == {"nightly": []}
+    world.now = NOON + 5 * HOUR
+    assert world.claim() == {"nightly": [NOON + 5 * HOUR]}
+
+
+def test_a_changed_task_changes_nothing_else(world: World) -> None:
+    """It is written down, and the entry goes on."""
+    world.add("tick", HOUR)
+    world.meet()
+    world.now += 90 * MINUTE
+    world.add("tick", HOUR, task="shop.other")
+    world.meet()
+    assert world.ledger.records["tick"] == EntryRecord("shop.other", "every 1:00:00", NOON, NOON)
+    assert world.claim() == {"tick": [NOON + HOUR]}
+
+
+def test_an_entry_that_comes_back_makes_up_for_nothing(world: World) -> None:
+    """The time in which it was not in the schedule is none in which nobody led. It keeps its phase."""
+    world.add("tick", HOUR)
+    world.add("tock", HOUR)
+    world.meet()
+    del world.entries["tick"]
+    world.meet(all_of_them=False)
+    assert not world.ledger.records["tick"].retired, "what is met may be a part of the schedule"
+    world.meet()
+    world.meet()
+    assert world.ledger.records["tick"].retired
+    assert world.ledger.calls.count("retire") == 1
+    world.now += 10 * HOUR + 25 * MINUTE
+    tick = world.add("tick", HOUR)
+    world.meet()
+    assert not world.ledger.records["tick"].retired
+    assert world.ledger.records["tick"].since == world.now
+    assert tick.last_run_at == NOON + 10 * HOUR, "on its grid, for Celery to count from"
+    assert world.claim("tick") == {"tick": []}
+    world.now += 40 * MINUTE
+    assert world.claim("tick") == {"tick": [NOON + 11 * HOUR]}
+
+
+def test_an_entry_that_comes_back_with_another_interval(world: World) -> None:
+    """The time before is of no concern either."""
+    world.add("tick", HOUR)
+    world.meet()
+    del world.entries["tick"]
+    world.meet()
+    world.now += 10 * HOUR
+    world.add("tick", 3 * MINUTE)
+    world.meet()
+    assert world.claim() == {"tick": []}
+    world.now += 3 * MINUTE
+    assert world.claim() == {"tick": [NOON + 10 * HOUR + 3 * MINUTE]}
+
+
+def test_entries_are_reminded_in_the_zone_of_their_clock(world: World) -> None:
+    """Celery before 5.7, and relative intervals, go by the zone in which they are told of the last run."""
+    world.app.conf.update(timezone="Europe/Berlin")
+    daily = world.add("daily", crontab(0, 12, app=world.app))
+    relative = world.add("relative", schedule(DAY, relative=True, app=world.app))
+    plain = world.add("plain", HOUR)
+    world.meet()
+    assert daily.last_run_at == relative.last_run_at == plain.last_run_at == NOON
+    assert str(daily.last_run_at.tzinfo) == str(relative.last_run_at.tzinfo) == "Europe/Berlin"
+    # Added to, as Celery does, it is an hour off when clocks are changed.
+    assert plain.last_run_at.tzinfo is UTC
+    # It is 13:00 in Berlin.
+    world.now = datetime(2026, 1, 16, 10, 59, 59, tzinfo=UTC)
+    assert not daily.is_due()[0]
+    world.now += SECOND
+    assert daily.is_due()[0]
+    assert relative.is_due()[0]
+    assert world.claim("daily", "relative") == {
+        "daily": [world.now],
+        "relative": [datetime(2026, 1, 15, 23, tzinfo=UTC)],
+    }
+
+
+def test_descriptions_change_with_the_slots() -> None:
+    """And with nothing else."""
+    app = Celery("shop", set_as_current=False)
+    abroad = Celery("shop", set_as_current=False)
+    abroad.conf.update(timezone="Europe/Berlin")
+    assert describe(schedule(90, app=app)) == describe(schedule(90, app=abroad)) == "every 0:01:30"
+    assert describe(schedule(90.5, app=app)) == "every 0:01:30.500000"
+    assert describe(crontab(0, 3, app=app)) == describe(crontab(0, 3, app=app))
+    different = [
+        schedule(HOUR, app=app),
+        schedule(HOUR, relative=True, app=app),
+        crontab(0, 3, app=app),
+        crontab(3, 0, app=app),
+        crontab(0, 3, day_of_week="1", app=app),
+        crontab(0, 3, day_of_month="1", app=app),
+        crontab(0, 3, month_of_year="1", app=app),
+        crontab(0, 3, app=abroad),
+    ]
+    assert len({describe(plan) for plan in different}) == len(different)
+
+    class Own(schedule):
+        """Somebody's own."""
+
+        __repr__ = object.__repr__
+
+    assert describe(Own(HOUR, app=app)) == describe(Own(HOUR, app=app)), "an address says nothing"
+    for plan in different:
+        assert "\n" not in describe(plan)
+
+
+# Claims
+
+
+def test_claims_are_written_in_one_go(world: World) -> None:
+    """However many entries; with the task id that will be published, and for the skipped ones none."""
+    for name in ("a", "b", "c"):
+        world.add(name)
+    world.meet()
+    world.now += 3 * MINUTE
+    assert world.claim() == {name: [NOON + 3 * MINUTE] for name in "abc"}
+    assert world.ledger.calls.count("claim") == 1
+    assert [row for row in world.ledger.rows if row.entry == "b"] == [
+        SlotRow("b", NOON + MINUTE, NOON + 2 * MINUTE, 2, "skipped", "coalesced", None),
+        SlotRow(
+            "b", NOON + 3 * MINUTE, NOON + 3 * MINUTE, 1, "claimed", None, task_id_of("shop", "b", NOON + 3 * MINUTE)
+        ),
+    ]
+
+
+def test_each_entry_has_its_policy(world: World) -> None:
+    """By name or pattern."""
+    for name in ("a", "b", "c"):
+        world.add(name)
+    world.new_term(b={"misfire": "all"}, c={"misfire": "skip"})
+    world.meet()
+    world.now += 3 * MINUTE + 30 * SECOND
+    assert world.claim() == {
+        "a": [NOON + 3 * MINUTE],
+        "b": [NOON + MINUTE, NOON + 2 * MINUTE, NOON + 3 * MINUTE],
+        "c": [],
+    }
+    assert stretches(world, "c") == [(NOON + MINUTE, NOON + 3 * MINUTE, "expired", "misfire_grace")]
+
+
+def test_what_one_go_leaves_is_claimed_in_the_next(world: World) -> None:
+    """With `all` after a long time without a leader."""
+    world.add("tick", SECOND)
+    world.new_term(tick={"misfire": "all"})
+    world.meet()
+    world.now += 250 * SECOND
+    assert [len(world.claim()["tick"]) for _ in range(4)] == [100, 100, 50, 0]
+    assert world.ledger.runs("tick") == [NOON + n * SECOND for n in range(1, 251)]
+
+
+def test_without_slots_the_ledger_is_not_asked(world: World) -> None:
+    """An entry that is due too early, by a hair, is accounted for as it was."""
+    world.add("tick")
+    world.meet()
+    assert world.claim() == {"tick": []}
+    assert "claim" not in world.ledger.calls
+
+
+def test_what_was_accounted_for_by_another_is_refused(world: World) -> None:
+    """The others are not held up by it, and what the ledger says is believed."""
+    tick, tock = world.add("tick"), world.add("tock")
+    world.meet()
+    world.now += 5 * MINUTE
+    world.ledger.records["tick"] = replace(world.ledger.records["tick"], last_slot=NOON + 4 * MINUTE)
+    assert world.claim() == {"tock": [NOON + 5 * MINUTE]}
+    assert world.ledger.runs("tick") == []
+    world.keeper.remind(tick)
+    world.keeper.remind(tock)
+    assert (tick.last_run_at, tock.last_run_at) == (NOON + 4 * MINUTE, NOON + 5 * MINUTE)
+    assert world.claim() == {"tick": [NOON + 5 * MINUTE], "tock": []}
+
+
+def test_the_clock_goes_back(world: World) -> None:
+    """No slot is claimed again; the entry goes on once the clock is where it was."""
+    world.add("tick")
+    world.add("cron", crontab(app=world.app))
+    world.meet()
+    runs = []
+    for minute in (1, 2, -30, 0, 1, 2, 3):
+        world.now = NOON + minute * MINUTE
+        runs.append(world.claim())
+    assert [of_minute["tick"] for of_minute in runs] == [of_minute["cron"] for of_minute in runs]
+    assert [of_minute["tick"] for of_minute in runs] == [
+        [NOON + MINUTE],
+        [NOON + 2 * MINUTE],
+        *[[]] * 4,
+        [NOON + 3 * MINUTE],
+    ]
+
+
+class Whim(schedule):
+    """Due whenever it says so."""
+
+    due = True
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        """Say so."""
+        return self.due, 5.0
+
+
+def test_a_schedule_with_a_mind_of_its_own(world: World) -> None:
+    """Its slot is the instant at which it was found to be due."""
+    whim = Whim(DAY, app=world.app)
+    world.add("whim", whim)
+    world.meet()
+    assert world.claim() == {"whim": []}, "an instant that is accounted for has no second slot"
+    world.now += 7 * SECOND
+    assert world.claim() == {"whim": [NOON + 7 * SECOND]}
+    assert world.claim() == {"whim": []}
+    world.now += SECOND
+    whim.due = False
+    assert world.claim() == {"whim": []}
+    whim.due = True
+    world.now -= HOUR
+    assert world.claim() == {"whim": []}
+
+
+def test_an_interval_of_nothing_is_always_due(world: World) -> None:
+    """As in Celery."""
+    world.add("hurry", timedelta(0))
+    world.meet()
+    for _ in range(3):
+        world.now += EPSILON
+        assert world.claim() == {"hurry": [world.now]}
+
+
+# Overlaps
+
+
+def test_an_overlap_is_skipped(world: World) -> None:
+    """The slot is accounted for, and not run; with nothing going on it is."""
+    for name in ("tick", "tock"):
+        world.add(name)
+    world.new_term(**{"t*": {"overlap": "skip"}})
+    world.meet()
+    world.now += 2 * MINUTE
+    world.ledger.goes_on = {"tick"}
+    assert world.claim() == {"tick": [], "tock": [NOON + 2 * MINUTE]}
+    assert stretches(world, "tick") == [
+        (NOON + MINUTE, NOON + MINUTE, "skipped", "coalesced"),
+        (NOON + 2 * MINUTE, NOON + 2 * MINUTE, "skipped", "overlap"),
+    ]
+    world.ledger.goes_on = set()
+    world.now += MINUTE
+    assert world.claim() == {"tick": [NOON + 3 * MINUTE], "tock": [NOON + 3 * MINUTE]}
+
+
+def test_an_overlap_waits(world: World) -> None:
+    """The slot is not accounted for before the run has ended; then the policy decides which slots are run."""
+    for name in ("tick", "tock"):
+        world.add(name)
+    world.new_term(tick={"overlap": "wait"})
+    world.meet()
+    world.now += MINUTE
+    world.ledger.goes_on = {"tick", "tock"}
+    assert world.claim() == {"tock": [NOON + MINUTE]}
+    world.now += 2 * MINUTE
+    assert world.claim("tick") == {}
+    assert stretches(world, "tick") == []
+    world.ledger.goes_on = set()
+    world.now += SECOND
+    assert world.claim("tick") == {"tick": [NOON + 3 * MINUTE]}
+
+
+def test_only_runs_that_must_not_overlap_are_asked_for(world: World) -> None:
+    """The others cost no question."""
+    world.add("tick")
+    world.meet()
+    world.now += MINUTE
+    world.claim()
+    assert "running" not in world.ledger.calls
+
+
+# What is published
+
+
+def test_what_a_message_says(world: World) -> None:
+    """It has the task id of the slot, and a header that says for which slot it was sent; the entry is as it was."""
+    options = {"queue": "slow", "headers": {"mine": 1}}
+    tick = world.add("tick", options=options, args=(1,), kwargs={"a": 2})
+    world.new_term(tick={"misfire_grace": 60, "deduplicate": True, "overlap": "wait"})
+    world.meet()
+    world.now += MINUTE + 3 * SECOND
+    world.claim()
+    (dispatch,) = world.outbox.dispatches
+    slot = Slot("shop", "tick", NOON + MINUTE, 7, catch_up=False, deduplicate=True, overlap="wait")
+    assert (dispatch.name, dispatch.slot) == ("tick", NOON + MINUTE)
+    assert dispatch.entry.options == {
+        "queue": "slow",
+        "task_id": task_id_of("shop", "tick", NOON + MINUTE),
+        "headers": {"mine": 1, HEADER: slot.to_header()},
+    }
+    assert (dispatch.entry.name, dispatch.entry.task, dispatch.entry.args) == ("tick", "shop.tick", (1,))
+    assert dispatch.expires_at == (NOON + 2 * MINUTE).timestamp()
+    assert dispatch.newest_only
+    assert tick.options == {"queue": "slow", "headers": {"mine": 1}}
+    assert Slot.of_request(SimpleNamespace(get={HEADER: slot.to_header()}.get)) == slot
+
+
+@pytest.mark.parametrize("options", [None, {}, {"headers": None}])
+def test_an_entry_without_options(world: World, options: dict[str, Any] | None) -> None:
+    """Some schedulers have none, and some have no headers."""
+    tick = world.add("tick")
+    tick.options = options
+    world.meet()
+    world.now += MINUTE
+    world.claim()
+    assert set(world.outbox.dispatches[0].entry.options) == {"task_id", "headers"}
+    assert tick.options == options
+
+
+def test_a_run_that_catches_up_says_so(world: World) -> None:
+    """One that is ten seconds late does not."""
+    world.add("tick", HOUR)
+    world.add("tock", HOUR)
+    world.meet()
+    world.now += HOUR + 10 * SECOND
+    world.claim("tick")
+    world.now += EPSILON
+    world.claim("tock")
+    on_time, late = (dispatch.entry.options["headers"][HEADER]["catch_up"] for dispatch in world.outbox.dispatches)
+    assert (on_time, late) == (False, True)
+
+
+def test_with_all_no_slot_replaces_another(world: World) -> None:
+    """With the other policies the newest does, should the broker be away."""
+    for name in ("a", "b", "c"):
+        world.add(name)
+    world.new_term(b={"misfire": "all"}, c={"misfire": "skip"})
+    world.meet()
+    world.now += MINUTE
+    world.claim()
+    assert {dispatch.name: dispatch.newest_only for dispatch in world.outbox.dispatches} == {
+        "a": True,
+        "b": False,
+        "c": True,
+    }
+    assert {dispatch.name: dispatch.expires_at for dispatch in world.outbox.dispatches} == {
+        "a": float("inf"),
+        "b": float("inf"),
+        "c": (NOON + MINUTE + 10 * SECOND).timestamp(),
+    }
+
+
+def test_the_next_leader_publishes_what_the_last_one_claimed(world: World) -> None:
+    """With the same task id, and the term in which it was claimed; oldest first."""
+    world.add("tick")
+    world.new_term(tick={"misfire": "all"})
+    world.meet()
+    world.now += 2 * MINUTE
+    world.claim()
+    before = [dispatch.entry.options for dispatch in world.outbox.dispatches]
+    world.ledger.unsettled = [replace(claimed, term=5) for claimed in reversed(world.ledger.unsettled)]
+    world.now += MINUTE
+    world.new_term(tick={"misfire": "all"})
+    after = [dispatch.entry.options for dispatch in world.outbox.dispatches]
+    assert [dispatch.slot for dispatch in world.outbox.dispatches] == [NOON + MINUTE, NOON + 2 * MINUTE]
+    assert [options["task_id"] for options in after] == [options["task_id"] for options in before]
+    for options in after:
+        assert options["headers"][HEADER]["term"] == 5
+        assert options["headers"][HEADER]["catch_up"]
+    assert [claimed.slot for claimed in world.ledger.claimed()] == [NOON + MINUTE, NOON + 2 * MINUTE]
+
+
+def test_what_was_claimed_for_an_entry_that_is_gone_expires(world: World) -> None:
+    """Nobody can publish it. The others are published."""
+    world.add("tick")
+    world.ledger.unsettled = [Claimed("gone", NOON, 6), Claimed("tick", NOON, 6)]
+    world.new_term()
+    assert [dispatch.name for dispatch in world.outbox.dispatches] == ["tick"]
+    assert world.ledger.outcomes == [Outcome("gone", NOON, "expired", "the entry is gone")]
+    assert world.ledger.claimed() == [Claimed("tick", NOON, 6)]
+
+
+def test_nothing_is_published_twice_while_it_is_under_way(world: World) -> None:
+    """However often the ledger says that it is claimed; once it is settled, it is not claimed any more."""
+    world.add("tick")
+    world.meet()
+    world.now += MINUTE
+    world.claim()
+    for _ in range(2):
+        world.keeper.publish_claimed(world.entries.get)
+        world.keeper.recover(world.entries.get)
+    assert len(world.outbox.dispatches) == 1
+
+    published = Outcome("tick", NOON + MINUTE, "published")
+    world.ledger.error = psycopg.OperationalError("away")
+    with pytest.raises(LedgerAway):
+        world.keeper.settle([published])
+    world.ledger.error = None
+    world.keeper.publish_claimed(world.entries.get)
+    assert len(world.outbox.dispatches) == 1, "what could not be written down was published nevertheless"
+
+    world.keeper.settle([published])
+    assert world.ledger.outcomes == [published]
+    world.keeper.publish_claimed(world.entries.get)
+    assert len(world.outbox.dispatches) == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_published(world: World) -> None:
+    """The connection breaks after the server has done it: it is found when the ledger is there again."""
+    world.add("tick")
+    world.meet()
+    world.now += MINUTE
+    world.ledger.records["tick"] = replace(world.ledger.records["tick"], last_slot=world.now)
+    world.ledger.unsettled = [Claimed("tick", world.now, 7)]
+    world.ledger.error = psycopg.OperationalError("server closed the connection unexpectedly\n\tThis probably means")
+    with pytest.raises(LedgerAway, match="server closed the connection") as away:
+        world.claim()
+    assert str(away.value) == str(away.value).strip()
+    world.ledger.error = None
+    world.keeper.recover(world.entries.get)
+    assert [dispatch.slot for dispatch in world.outbox.dispatches] == [NOON + MINUTE]
+    assert world.claim() == {"tick": []}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda world: world.keeper.recover(world.entries.get),
+        lambda world: world.keeper.publish_claimed(world.entries.get),
+        lambda world: (world.add("new"), world.meet()),
+        lambda world: (world.entries.pop("tick"), world.meet()),
+        lambda world: world.claim(),
+        lambda world: world.keeper.settle([Outcome("tick", NOON, "published")]),
+        lambda world: world.keeper.prune(),
+    ],
+    ids=["recover", "publish_claimed", "register", "retire", "claim", "settle", "prune"],
+)
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (psycopg.OperationalError("gone"), LedgerAway),
+        (psycopg.errors.SerializationFailure("again"), LedgerAway),
+        (Superseded(), TermOver),
+    ],
+)
+def test_what_the_ledger_raises(
+    world: World, error: Exception, raised: type[BaseException], ask: Callable[[World], object]
+) -> None:
+    """No scheduler can swallow it; nothing is published."""
+    world.add("tick")
+    world.meet()
+    world.now += MINUTE
+    world.ledger.error = error
+    with pytest.raises(raised):
+        ask(world)
+    assert not world.outbox.dispatches
+    assert not issubclass(raised, Exception)
+
+
+def test_runs_are_not_known_while_the_ledger_is_away(world: World) -> None:
+    """Nothing is claimed then."""
+    world.add("tick")
+    world.new_term(tick={"overlap": "skip"})
+    world.meet()
+    world.now += MINUTE
+    world.ledger.error = psycopg.OperationalError("gone")
+    with pytest.raises(LedgerAway):
+        world.claim()
+    assert world.ledger.calls[-1] == "running"
+    world.ledger.error = None
+    assert world.claim() == {"tick": [NOON + MINUTE]}
+
+
+def test_a_claim_is_told_apart_by_its_slot() -> None:
+    """It says in which term it was claimed, for who reads the message."""
+    assert Claim(NOON, 7) == Claim(NOON.astimezone(ZoneInfo("Europe/Berlin")), 7)
+    assert Claim(NOON, 7) != Claim(NOON, 8)
