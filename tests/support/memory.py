@@ -1,4 +1,4 @@
-"""A ledger in memory, for tests of those who write to it."""
+"""A ledger and a publisher in memory, for tests of those who use them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from celery_pgleader.beat.publisher import Dispatch, Publisher
 from celery_pgleader.store import Claimed, EntryRecord, Ledger, Outcome, SlotRow
 
 
@@ -25,6 +26,7 @@ class MemoryLedger(Ledger):
         self.goes_on: set[str] = set()
         self.error: BaseException | None = None
         self.closed = False
+        self.clock_skew = 0.0
 
     def entries(self) -> dict[str, EntryRecord]:
         """Return what is remembered."""
@@ -93,3 +95,20 @@ class MemoryLedger(Ledger):
         self.calls.append(name)
         if self.error is not None:
             raise self.error
+
+
+class Outbox(Publisher):
+    """Keeps what is to be published."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.dispatches: list[Dispatch] = []
+
+    def put(self, dispatch: Dispatch) -> None:
+        """Keep it."""
+        self.dispatches.append(dispatch)
+
+    @property
+    def slots(self) -> list[tuple[str, datetime]]:
+        """What was put, by name of the entry and slot."""
+        return [dispatch.key for dispatch in self.dispatches]

@@ -15,31 +15,18 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule
 
-from celery_pgleader.beat.publisher import Dispatch, Publisher
 from celery_pgleader.beat.slot_keeper import Claim, LedgerAway, SlotKeeper, TermOver, describe
 from celery_pgleader.beat.slots import UTC, task_id_of
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.slot import HEADER, Slot
 from celery_pgleader.store import Claimed, EntryRecord, Outcome, SlotRow, Superseded
-from tests.support.memory import MemoryLedger
+from tests.support.memory import MemoryLedger, Outbox
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 EPSILON = timedelta(microseconds=1)
 TERM = Term(7, "shop", "a", 11)
-
-
-class Outbox(Publisher):
-    """Keeps what is to be published."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.dispatches: list[Dispatch] = []
-
-    def put(self, dispatch: Dispatch) -> None:
-        """Keep it."""
-        self.dispatches.append(dispatch)
 
 
 class World:
