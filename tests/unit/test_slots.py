@@ -468,7 +468,7 @@ def unevenly(count: int) -> Sequence[datetime]:
 
 
 @pytest.mark.parametrize("misfire", list(Misfire))
-@pytest.mark.parametrize("grace", [None, 0.5, 60.0, 3600.0, 30_000.0])
+@pytest.mark.parametrize("grace", [None, 0.5, 60.0, 3600.0])
 @pytest.mark.parametrize("make", [evenly, unevenly])
 @pytest.mark.parametrize("complete", [True, False])
 def test_every_slot_comes_to_one_end(
@@ -476,7 +476,7 @@ def test_every_slot_comes_to_one_end(
 ) -> None:
     """In order, without a gap, and none too late is run; with `all` as many as one go may have."""
     policy = Policy(misfire=misfire, misfire_grace=grace)
-    for count, late in itertools.product((1, 2, 3, 7, 99, 100, 101, 150), (0.0, 0.5, 59.0, 60.0, 4000.0, 1e6)):
+    for count, late in itertools.product((1, 2, 3, 101), (0.0, 0.5, 60.0, 4000.0, 1e6)):
         slots = list(make(count))
         now = slots[-1] + timedelta(seconds=late)
         stretches = decide(Due(make(count), complete), policy, now)
