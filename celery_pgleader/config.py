@@ -18,13 +18,12 @@ from typing import Any
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from celery_pgleader.channels import Route, read_channels
 from celery_pgleader.errors import ConfigurationError
 from celery_pgleader.policies import Policy, read_policies
 
 PREFIX = "pgleader_"
 
-# PostgreSQL cuts identifiers, and so channel names, at NAMEDATALEN - 1 bytes.
-MAX_CHANNEL_BYTES = 63
 MAX_ELECTION_CHARACTERS = 100
 MIN_TTL, MAX_TTL = 1.0, 86_400.0
 MIN_INTERVAL = 0.05
@@ -50,7 +49,7 @@ class Config:
         trust_margin: seconds before the end of `ttl` at which a leader stops trusting itself. Default: a tenth
             of `ttl`.
         poll_interval: seconds between a follower's attempts to become a successor. Default 10.
-        channels: task names by the channel whose notifications they get. Default: none.
+        channels: which tasks get the notifications of which channel. Default: none.
         schedule: what is done about late slots and long runs, by the name or pattern of schedule entries. Default:
             as Celery does.
         retention: seconds for which the ledger keeps slots and terms. Default 604800, a week.
@@ -68,7 +67,7 @@ class Config:
     renew_interval: float = 0.0
     trust_margin: float = 0.0
     poll_interval: float = 10.0
-    channels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    channels: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
     schedule: Mapping[str, Policy] = field(default_factory=dict)
     retention: float = 604_800.0
 
@@ -133,24 +132,6 @@ def election_of(app: Any) -> str:
     """
     name = os.environ.get("PGLEADER_ELECTION") or app.conf.get("pgleader_election") or _default_election(app)
     return _read_election("pgleader_election", name)
-
-
-def check_channel(setting: str, channel: object) -> str:
-    """Return `channel` if PostgreSQL would take it as a channel name.
-
-    Raises:
-        ConfigurationError: it would not; the message names `setting`.
-
-    """
-    if not isinstance(channel, str) or not channel or "\0" in channel:
-        raise _refused(setting, channel, "a channel name must be a non-empty string without NUL")
-    try:
-        size = len(channel.encode())
-    except UnicodeEncodeError:
-        raise _refused(setting, channel, "a channel name must be valid Unicode") from None
-    if size > MAX_CHANNEL_BYTES:
-        raise _refused(setting, channel, f"a channel name has at most {MAX_CHANNEL_BYTES} bytes, this one {size}")
-    return channel
 
 
 def _default_election(app: Any) -> str:
@@ -264,18 +245,6 @@ def _seconds(least: float, most: float = MAX_TTL, *, derived: bool = False) -> C
     return read
 
 
-def _read_channels(setting: str, value: object) -> Mapping[str, tuple[str, ...]]:
-    if not isinstance(value, Mapping):
-        raise _refused(setting, value, 'must be a dict such as {"orders": "proj.tasks.on_order"}')
-    channels = {}
-    for channel, tasks in value.items():
-        names = (tasks,) if isinstance(tasks, str) else tuple(tasks) if isinstance(tasks, list | tuple) else ()
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise _refused(setting, {channel: tasks}, "each channel must have a task name, or a list of them")
-        channels[check_channel(setting, channel)] = names
-    return channels
-
-
 READERS: Mapping[str, Callable[[str, object], Any]] = {
     "database_url": _read_database_url,
     "election": _read_election,
@@ -284,7 +253,7 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "renew_interval": _seconds(MIN_INTERVAL, derived=True),
     "trust_margin": _seconds(MIN_INTERVAL, derived=True),
     "poll_interval": _seconds(MIN_INTERVAL),
-    "channels": _read_channels,
+    "channels": read_channels,
     "schedule": read_policies,
     "retention": _seconds(MIN_RETENTION, MAX_RETENTION),
 }

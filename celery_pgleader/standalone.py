@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from celery_pgleader.config import Config, check_channel
+from celery_pgleader.channels import check_channel
+from celery_pgleader.config import Config
 from celery_pgleader.election import Elector, Leadership, Term, TermRunner
 from celery_pgleader.errors import ConfigurationError, NotificationError
 from celery_pgleader.notifications.listener import Listener

@@ -1,12 +1,14 @@
-"""Turns a notification into calls of Celery tasks."""
+"""Turns a raw notification into calls of Celery tasks."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from celery.utils.log import get_logger
 
+from celery_pgleader.channels import Route
 from celery_pgleader.election import Term
 from celery_pgleader.errors import NotificationError
 from celery_pgleader.notifications.payload import Notification, decode
@@ -17,42 +19,49 @@ logger = get_logger(__name__)
 class Dispatcher:
     """Calls, for each notification, the tasks of its channel with the decoded payload.
 
-    The message carries the headers `pgleader_channel`, `pgleader_backend_pid` and `pgleader_term`.
+    The message carries the headers `pgleader_channel`, `pgleader_backend_pid` and `pgleader_term`. What fails is
+    counted, and logged when it happens first for its channel and kind: nobody will send it again.
     """
 
-    def __init__(self, app: Any, tasks: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, app: Any, channels: Mapping[str, tuple[Route, ...]]) -> None:
         """Prepare.
 
         Args:
             app: the Celery app that sends.
-            tasks: task names by channel.
+            channels: routes by channel.
 
         """
         self._app = app
-        self._tasks = tasks
+        self._channels = channels
+        self.failures: Counter[tuple[str, str]] = Counter()
 
     def dispatch(self, notification: Notification, term: Term) -> None:
-        """Dispatch a notification; what fails is logged, since nobody will send it again."""
-        try:
-            value = decode(notification.payload)
-        except NotificationError as error:
-            logger.warning("pgleader: dropped a notification on channel %s: %s", notification.channel, error)
-            return
+        """Dispatch a notification. Never raises."""
         headers = {
             "pgleader_channel": notification.channel,
             "pgleader_backend_pid": notification.backend_pid,
             "pgleader_term": term.number,
         }
-        for name in self._tasks[notification.channel]:
+        for route in self._channels[notification.channel]:
             try:
-                self._send(name, value, headers)
-            except Exception:
-                logger.exception("pgleader: could not send %s for channel %s", name, notification.channel)
+                value = decode(notification.payload) if route.decode == "json" else notification.payload
+                send(self._app, route, value, headers=headers)
+            except NotificationError as error:
+                self._count(notification.channel, "undecodable", "dropped a notification on", error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next one is to be heard
+                self._count(notification.channel, route.task, f"could not send {route.task} for", error)
 
-    def _send(self, name: str, value: Any, headers: dict[str, Any]) -> None:
-        # A task that is known here brings its own options, such as its queue.
-        task = self._app.tasks.get(name)
-        if task is None:
-            self._app.send_task(name, (value,), headers=headers)
-        else:
-            task.apply_async((value,), headers=headers)
+    def _count(self, channel: str, kind: str, what: str, error: Exception) -> None:
+        self.failures[channel, kind] += 1
+        if self.failures[channel, kind] == 1:
+            logger.warning("pgleader: %s channel %s (further ones are counted, not logged): %s", what, channel, error)
+
+
+def send(app: Any, route: Route, value: Any, **options: Any) -> Any:
+    """Send a route's task."""
+    options = {**route.options, **({"queue": route.queue} if route.queue else {}), **options}
+    # A task that is known here brings its own options, such as its queue.
+    task = app.tasks.get(route.task)
+    if task is None:
+        return app.send_task(route.task, (value,), **options)
+    return task.apply_async((value,), **options)

@@ -7,7 +7,8 @@ from typing import Any
 
 from psycopg import Error
 
-from celery_pgleader.config import Config, check_channel
+from celery_pgleader.channels import check_channel
+from celery_pgleader.config import Config
 from celery_pgleader.election.lock_session import session_name
 from celery_pgleader.notifications.payload import encode
 from celery_pgleader.postgres import Session, open_session

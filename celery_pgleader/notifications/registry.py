@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from celery_pgleader.config import check_channel
+from celery_pgleader.channels import Route, check_channel, read_route
 
 TaskT = TypeVar("TaskT")
 
-_registered: list[tuple[str, Any]] = []
+_registered: list[tuple[str, Any, dict[str, Any]]] = []
 
 
-def on_notification(channel: str) -> Callable[[TaskT], TaskT]:
-    """Have a task called with the JSON payload of each notification on a channel.
+def on_notification(channel: str, **options: Any) -> Callable[[TaskT], TaskT]:
+    """Have a task called with the payload of each notification on a channel.
 
         @on_notification("orders")
         @app.task
@@ -21,22 +21,24 @@ def on_notification(channel: str) -> Callable[[TaskT], TaskT]:
 
     Args:
         channel: the channel's exact name.
+        options: `queue`, `decode`, `options` and `deduplicate`, as in the setting `pgleader_channels`.
 
     Raises:
-        ConfigurationError: Postgres would not take the name.
+        ConfigurationError: Postgres would not take the name, or an option cannot work.
 
     """
     check_channel("on_notification", channel)
+    read_route("on_notification", {"task": "any", **options})
 
     def register(task: TaskT) -> TaskT:
-        _registered.append((channel, task))
+        _registered.append((channel, task, options))
         return task
 
     return register
 
 
-def routes(app: Any, configured: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Return the names of an app's tasks by channel: those configured, then those registered.
+def routes(app: Any, configured: Mapping[str, tuple[Route, ...]]) -> dict[str, tuple[Route, ...]]:
+    """Return an app's routes by channel: those configured, then those registered.
 
     Args:
         app: the Celery app. Tasks registered by other apps of the process are left out.
@@ -44,8 +46,8 @@ def routes(app: Any, configured: Mapping[str, tuple[str, ...]]) -> dict[str, tup
 
     """
     found = dict(configured)
-    for channel, task in _registered:
-        name = task.name
-        if name in app.tasks and name not in found.get(channel, ()):
-            found[channel] = (*found.get(channel, ()), name)
+    for channel, task, options in _registered:
+        known = found.get(channel, ())
+        if task.name in app.tasks and task.name not in {route.task for route in known}:
+            found[channel] = (*known, Route(task.name, **options))
     return found

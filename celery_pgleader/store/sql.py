@@ -213,3 +213,95 @@ update pgleader.slots set state = 'skipped', reason = %(reason)s, settled_at = c
  where election = %(election)s and entry = %(entry)s and slot = %(slot)s and state in ('claimed', 'published')
 returning 1
 """
+
+# Durable notifications: written by whoever sends them, in their own transaction.
+NOTIFY = "select pgleader.notify(%(channel)s, %(payload)s::jsonb, %(key)s)"
+
+# The notifications that wait, oldest first, after some id; so many, and so many bytes, at most. Left out are those whose
+# key rests after a failure, and with `alone` those behind an older one with the same key.
+WAITING = (
+    _FENCE
+    + """
+select id, uid, channel, key, payload, attempts
+  from (select n.*, sum(pg_column_size(n.payload)) over (order by n.id) - pg_column_size(n.payload) as before
+          from (select n.* from pgleader.notifications n, fence
+                 where n.channel = any(%(channels)s) and n.id > %(after)s and n.id <> all(%(resting)s)
+                   and (n.key is null
+                        or (n.channel, n.key) not in (select * from unnest(%(rest_channels)s::text[],
+                                                                           %(rest_keys)s::text[])))
+                   and (n.key is null or not %(alone)s
+                        or not exists (select from pgleader.notifications o
+                                        where o.channel = n.channel and o.key = n.key and o.id < n.id))
+                 order by n.id limit %(limit)s) n) n
+ where before < %(bytes)s
+ order by id
+"""
+)
+
+NEWEST = "select coalesce(max(id), 0) from pgleader.notifications"
+
+DISPATCHED = (
+    _FENCE
+    + """, gone as (
+    delete from pgleader.notifications n using fence where n.id = any(%(ids)s)
+)
+select 1 from fence
+"""
+)
+
+# One more attempt has failed.
+TRIED = (
+    _FENCE
+    + """, tried as (
+    update pgleader.notifications n set attempts = n.attempts + 1, error = %(error)s from fence where n.id = %(id)s
+)
+select 1 from fence
+"""
+)
+
+BURY = (
+    _FENCE
+    + """, gone as (
+    delete from pgleader.notifications n using fence where n.id = %(id)s returning n.*
+), buried as (
+    insert into pgleader.dead_letters (id, uid, channel, key, payload, sent_at, attempts, error)
+    select id, uid, channel, key, payload, sent_at, attempts + 1, %(error)s from gone
+)
+select 1 from fence
+"""
+)
+
+LISTEN = "listen pgleader"
+
+# What an operator does with dead letters.
+DEAD_LETTERS = """
+select id, channel, key, sent_at, died_at, attempts, error, payload
+  from pgleader.dead_letters
+ where (%(ids)s::bigint[] is null or id = any(%(ids)s)) and (%(channel)s::text is null or channel = %(channel)s)
+ order by id limit %(limit)s
+"""
+
+# They go to the end of the line: what was behind them has gone on.
+RETRY_DEAD = """
+with back as (
+    delete from pgleader.dead_letters
+     where (%(ids)s::bigint[] is null or id = any(%(ids)s)) and (%(channel)s::text is null or channel = %(channel)s)
+    returning *
+), woken as (
+    insert into pgleader.notifications (uid, channel, key, payload, sent_at)
+    select uid, channel, key, payload, sent_at from back order by id
+    returning 1
+)
+select count(*), pg_notify('pgleader', '') from woken
+"""
+
+DROP_DEAD = """
+delete from pgleader.dead_letters
+ where (%(ids)s::bigint[] is null or id = any(%(ids)s)) and (%(channel)s::text is null or channel = %(channel)s)
+returning 1
+"""
+
+BACKLOG = """
+select channel, count(*), min(sent_at), extract(epoch from clock_timestamp() - min(sent_at))::float
+  from pgleader.notifications group by channel order by channel
+"""

@@ -13,6 +13,7 @@ from celery_pgleader.election import Change, Elector, Leadership, LockSession, T
 from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.listener import Listener
 from celery_pgleader.notifications.registry import routes
+from celery_pgleader.notifications.relay import Relay
 from celery_pgleader.signals import leadership_gained, leadership_lost
 from celery_pgleader.store import LEDGER_TERMS
 from celery_pgleader.threads import Inbox
@@ -51,7 +52,11 @@ class Candidate:
         channels = routes(app, config.channels)
         if channels:
             listener = Listener(config, self.leadership, channels, Dispatcher(app, channels).dispatch)
-            self._runners.append(TermRunner(self.leadership, "listener", listener.run, logger))
+            relay = Relay(app, config, self.leadership, channels)
+            self._runners += [
+                TermRunner(self.leadership, "listener", listener.run, logger),
+                TermRunner(self.leadership, "relay", relay.run, logger),
+            ]
 
     def start(self) -> None:
         """Begin to stand for the election. Never raises: a database that is away is waited for."""

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_pgleader.config import LIBPQ_ENVIRONMENT, Config, check_channel, election_of
+from celery_pgleader.channels import Route, check_channel
+from celery_pgleader.config import LIBPQ_ENVIRONMENT, Config, election_of
 from celery_pgleader.errors import ConfigurationError
 
 URL = "postgresql://app:s3cret@db.example/shop"
@@ -152,7 +153,7 @@ def test_settings_under_a_namespace() -> None:
 def test_channels() -> None:
     """A task or several for each."""
     config = Config(database_url=URL, channels={"orders": "shop.on_order", "it's": ["a", "b"]})  # type: ignore[dict-item]
-    assert config.channels == {"orders": ("shop.on_order",), "it's": ("a", "b")}
+    assert config.channels == {"orders": (Route("shop.on_order"),), "it's": (Route("a"), Route("b"))}
 
 
 @pytest.mark.parametrize(

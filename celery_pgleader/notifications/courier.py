@@ -1,0 +1,159 @@
+"""Brings batches of messages to the broker, without waiting for each of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps
+
+CONFIRM_PATIENCE = 10.0
+
+
+class Courier:
+    """A connection to the broker, and a producer for it.
+
+    Inside of `batch`, what is published is on its way; when the block has ended without an error, the broker has it.
+    """
+
+    def __init__(self, app: Any) -> None:
+        """Prepare; the broker is connected to when it is first needed."""
+        self._app = app
+        self._connection: Any = None
+        self._producer: Any = None
+        self._load: AbstractContextManager[object] = nullcontext()
+
+    @contextmanager
+    def batch(self) -> Iterator[Any]:
+        """Give a producer; at the end, see that the broker has got what was published with it.
+
+        Raises:
+            BrokerAway: it has not, or not all of it.
+
+        """
+        try:
+            if self._producer is None:
+                self._connect()
+            with self._load:
+                yield self._producer
+        except BaseException as error:
+            away = self.is_away(error)
+            self.close()
+            if away:
+                raise BrokerAway(repr(error)) from error
+            raise
+
+    def reachable(self) -> bool:
+        """Tell whether the broker can be connected to."""
+        try:
+            if self._producer is None:
+                self._connect()
+        except Exception:  # noqa: BLE001 - whatever it is, the broker is not to be had
+            self.close()
+            return False
+        return True
+
+    def is_away(self, error: BaseException) -> bool:
+        """Tell whether an error says that the broker is away, rather than something of a message."""
+        known = self._connection.connection_errors if self._connection is not None else ()
+        return isinstance(error, (OSError, OperationalError, *known))
+
+    def close(self) -> None:
+        """Disconnect."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.release()
+
+    def _connect(self) -> None:
+        connection = self._connection = self._app.connection_for_write()
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+        self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+        load = LOADS.get(connection.transport.driver_type)
+        self._load = load(self._producer.channel) if load is not None else nullcontext()
+
+
+class BrokerAway(Exception):
+    """The broker could not be reached, or did not say that it has got what was published."""
+
+
+class RedisLoad:
+    """Has what is published over a Redis channel sent in one go."""
+
+    def __init__(self, channel: Any) -> None:
+        """Prepare."""
+        self._channel = channel
+        self._pipeline: Any = None
+
+    def add(self, command: str, *arguments: Any) -> None:
+        """Put a command on the load; called by kombu 5.7 and later in place of sending it."""
+        getattr(self._pipeline, command)(*arguments)
+
+    def __enter__(self) -> None:
+        """Begin to load."""
+        with self._channel.conn_or_acquire() as client:
+            self._pipeline = client.pipeline(transaction=False)
+        self._channel._put = self._put  # noqa: SLF001 - the one place in which kombu sends
+
+    def __exit__(self, error: object, *_: object) -> None:
+        """Send, unless something went wrong."""
+        del self._channel._put
+        if error is None:
+            self._pipeline.execute()
+        self._pipeline.reset()
+
+    def _put(self, queue: str, message: dict[str, Any], **options: Any) -> None:
+        channel = self._channel
+        if hasattr(channel, "create_publish_batch"):
+            type(channel)._put(channel, queue, message, _publish_batch=self, **options)  # noqa: SLF001 - as above
+        else:
+            priority = channel._get_message_priority(message, reverse=False)  # noqa: SLF001 - as kombu does
+            self._pipeline.lpush(channel._q_for_pri(queue, priority), dumps(message))  # noqa: SLF001 - as kombu does
+
+
+class AmqpLoad:
+    """Has what is published over an AMQP channel confirmed, all of it at the end."""
+
+    def __init__(self, channel: Any) -> None:
+        """Put the channel into confirm mode."""
+        self._channel = channel
+        self._published = 0
+        self._open: set[int] = set()
+        self._refused = 0
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+        channel.basic_publish = self._publish
+
+    def __enter__(self) -> None:
+        """Begin to load."""
+        self._refused = 0
+
+    def __exit__(self, error: object, *_: object) -> None:
+        """Wait for the confirmations, unless something went wrong."""
+        while error is None and self._open:
+            self._channel.connection.drain_events(timeout=CONFIRM_PATIENCE)
+        if error is None and self._refused:
+            raise ConnectionError(f"the broker refused {self._refused} messages")
+
+    def _publish(self, *args: Any, **options: Any) -> Any:
+        self._published += 1
+        self._open.add(self._published)
+        options.pop("confirm_timeout", None)
+        return self._channel._basic_publish(*args, **options)  # noqa: SLF001 - without a wait for each
+
+    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:  # noqa: FBT001 - as AMQP calls it
+        if multiple:
+            self._open = {tag for tag in self._open if tag > delivery_tag}
+        else:
+            self._open.discard(delivery_tag)
+
+    def _on_nack(self, delivery_tag: int, multiple: bool) -> None:  # noqa: FBT001 - as AMQP calls it
+        self._refused += 1
+        self._on_ack(delivery_tag, multiple)
+
+
+LOADS: dict[str, Any] = {"redis": RedisLoad, "amqp": AmqpLoad}

@@ -1,0 +1,250 @@
+"""Dispatches durable notifications while this node leads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import uuid5
+
+import psycopg
+from celery.utils.log import get_logger
+
+from celery_pgleader.channels import Route
+from celery_pgleader.config import Config
+from celery_pgleader.election import Leadership, Term
+from celery_pgleader.notifications.courier import BrokerAway, Courier
+from celery_pgleader.notifications.dispatcher import send
+from celery_pgleader.store import Letter, Mailbox, Superseded
+from celery_pgleader.threads import Ending
+
+logger = get_logger(__name__)
+
+HEADER = "pgleader_notification"
+# How often it is looked for notifications that came without a wake-up.
+POLL = 5.0
+GLANCE = 0.1
+MOST_ATTEMPTS = 5
+FIRST_REST, LONGEST_REST = 0.2, 10.0
+# How many lone ones are let past a backlog in one go.
+PAST = 100
+
+
+class Relay:
+    """Takes durable notifications from the mailbox to the broker, in order within a key.
+
+    Each is dispatched at least once: it leaves the mailbox after the broker has got its messages. Their task ids are made
+    from it, so that a second dispatch has the same ones.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        config: Config,
+        leadership: Leadership,
+        channels: Mapping[str, tuple[Route, ...]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            app: the Celery app that sends.
+            config: where the mailbox is.
+            leadership: asked before each batch.
+            channels: routes by channel; notifications of other channels stay where they are.
+            clock: monotonic seconds.
+
+        """
+        self._app = app
+        self._config = config
+        self._leadership = leadership
+        self._channels = channels
+        self._clock = clock
+
+    def run(self, term: Term, ended: Ending) -> None:
+        """Dispatch until the term ends, or until a session fails."""
+
+        def may_act() -> bool:
+            return not ended.is_set() and self._leadership.trusted(term)
+
+        courier = Courier(self._app)
+        try:
+            mailbox = Mailbox(self._config, term, self._channels, may_act)
+            try:
+                Round(self._app, self._channels, term, mailbox, courier, self._leadership, may_act, self._clock).go_on(
+                    ended
+                )
+            finally:
+                mailbox.close()
+        except Superseded:
+            pass
+        except psycopg.Error as error:
+            if not ended.is_set():
+                logger.warning("pgleader: the relay lost its session: %s", str(error).strip().splitlines()[0])
+        finally:
+            courier.close()
+
+
+class Round:
+    """The relay of one term, with one session."""
+
+    def __init__(
+        self,
+        app: Any,
+        channels: Mapping[str, tuple[Route, ...]],
+        term: Term,
+        mailbox: Mailbox,
+        courier: Courier,
+        leadership: Leadership,
+        may_act: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        """Prepare; see `Relay`."""
+        self._app = app
+        self._channels = channels
+        self._term = term
+        self._mailbox = mailbox
+        self._courier = courier
+        self._leadership = leadership
+        self._may_act = may_act
+        self._clock = clock
+        # Those whose dispatch has failed, and until when they rest; so does all that has the same key.
+        self._resting: dict[int, tuple[Letter, float]] = {}
+        # Above this id nothing was looked at yet.
+        self._seen = 0
+        self._pause = FIRST_REST
+
+    def go_on(self, ended: threading.Event) -> None:
+        """Dispatch what waits and what comes."""
+        self._seen = self._mailbox.newest()
+        while not ended.is_set():
+            try:
+                more = self.turn()
+            except BrokerAway as away:
+                logger.warning("pgleader: notifications wait for the broker, %g s: %s", self._pause, away)
+                ended.wait(self._pause)
+                self._pause = min(LONGEST_REST, self._pause * 2)
+                continue
+            self._pause = FIRST_REST
+            if not more:
+                self._wait(ended)
+
+    def turn(self) -> bool:
+        """Dispatch a batch; tell whether there is more to do at once."""
+        now = self._clock()
+        self._resting = {id_: rest for id_, rest in self._resting.items() if rest[1] > now}
+        with self._leadership.acting():
+            if not self._may_act():
+                return False
+            resting = [letter for letter, _ in self._resting.values()]
+            oldest = self._mailbox.waiting(resting=resting)
+            if not oldest:
+                return False
+            self._dispatch(oldest)
+            # Whoever has nothing to do with a backlog need not wait for its end.
+            newest = self._mailbox.newest()
+            if newest > self._seen and self._seen > oldest[-1].id:
+                past = self._mailbox.waiting(after=self._seen, alone=True, resting=resting, limit=PAST)
+                self._dispatch(past)
+                self._seen = past[-1].id if len(past) == PAST else newest
+            else:
+                self._seen = max(self._seen, oldest[-1].id)
+        return True
+
+    def _dispatch(self, letters: Sequence[Letter]) -> None:
+        try:
+            done, failed = self._send_all(letters)
+        except BrokerAway:
+            if len(letters) == 1 or not self._courier.reachable():
+                raise
+            # The broker is there: one of them is what it will not take. Which one is found by sending them one by one.
+            self._dispatch_singly(letters)
+            return
+        if done:
+            self._mailbox.dispatched(done)
+        for letter, error in failed:
+            self._fail(letter, error)
+
+    def _dispatch_singly(self, letters: Sequence[Letter]) -> None:
+        held: set[tuple[str, str]] = set()
+        for letter in letters:
+            if letter.key is not None and (letter.channel, letter.key) in held:
+                continue
+            try:
+                done, failed = self._send_all([letter])
+            except BrokerAway as away:
+                if not self._courier.reachable():
+                    raise
+                done, failed = [], [(letter, str(away))]
+            if done:
+                self._mailbox.dispatched(done)
+            for bad, error in failed:
+                self._fail(bad, error)
+                if bad.key is not None:
+                    held.add((bad.channel, bad.key))
+
+    def _send_all(self, letters: Sequence[Letter]) -> tuple[list[Letter], list[tuple[Letter, str]]]:
+        """Publish the messages of notifications; return those that the broker has got, and what failed, with why."""
+        done: list[Letter] = []
+        failed: list[tuple[Letter, str]] = []
+        held: set[tuple[str, str]] = set()
+        with self._courier.batch() as producer:
+            for letter in letters:
+                if letter.key is not None and (letter.channel, letter.key) in held:
+                    continue
+                if not self._may_act():
+                    break
+                try:
+                    self._send(letter, producer)
+                except Exception as error:
+                    if self._courier.is_away(error):
+                        raise
+                    failed.append((letter, f"{type(error).__name__}: {error}".splitlines()[0]))
+                    if letter.key is not None:
+                        held.add((letter.channel, letter.key))
+                else:
+                    done.append(letter)
+        return done, failed
+
+    def _send(self, letter: Letter, producer: Any) -> None:
+        for route in self._channels[letter.channel]:
+            if route.task not in self._app.tasks and route.queue is None:
+                raise LookupError(f"no task {route.task} in this app")
+            header = {
+                "id": letter.id,
+                "channel": letter.channel,
+                "key": letter.key,
+                "deduplicate": route.deduplicate,
+            }
+            send(
+                self._app,
+                route,
+                letter.payload,
+                producer=producer,
+                # What is tried again, and when, is decided here.
+                retry=False,
+                task_id=str(uuid5(letter.uid, route.task)),
+                headers={
+                    **(route.options.get("headers") or {}),
+                    "pgleader_channel": letter.channel,
+                    "pgleader_term": self._term.number,
+                    HEADER: header,
+                },
+            )
+
+    def _fail(self, letter: Letter, error: str) -> None:
+        if letter.attempts + 1 >= MOST_ATTEMPTS:
+            logger.error("pgleader: notification %d on %s is a dead letter: %s", letter.id, letter.channel, error)
+            self._mailbox.bury(letter, error)
+            return
+        logger.warning("pgleader: could not dispatch notification %d on %s: %s", letter.id, letter.channel, error)
+        self._mailbox.tried(letter, error)
+        self._resting[letter.id] = letter, self._clock() + FIRST_REST * 2**letter.attempts
+
+    def _wait(self, ended: threading.Event) -> None:
+        """Wait for a wake-up, the end of a rest, or the next look."""
+        until = min([self._clock() + POLL, *(rest_until for _, rest_until in self._resting.values())])
+        while not ended.is_set() and (left := until - self._clock()) > 0:
+            if self._mailbox.wait(min(GLANCE, left)):
+                return

@@ -1,0 +1,139 @@
+"""The leader's session with the durable notifications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from celery_pgleader.config import Config
+from celery_pgleader.election import Term
+from celery_pgleader.election.lock_session import session_name
+from celery_pgleader.postgres import Session, open_session
+from celery_pgleader.store import sql as statements
+from celery_pgleader.store.ledger import LONGEST_STATEMENT, Superseded
+
+BATCH = 500
+BATCH_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A durable notification that waits for its dispatch.
+
+    Attributes:
+        id: rises with each that is written.
+        uid: from which task ids are made.
+        channel: where it was sent.
+        key: with the same key they are dispatched in order; none if the order does not matter.
+        payload: its value.
+        attempts: how often its dispatch has failed.
+
+    """
+
+    id: int
+    uid: UUID
+    channel: str
+    key: str | None
+    payload: Any
+    attempts: int
+
+
+class Mailbox:
+    """What waits, in a session of its own that also hears the wake-ups; for one term."""
+
+    def __init__(self, config: Config, term: Term, channels: Iterable[str], may_act: Callable[[], bool]) -> None:
+        """Open the session.
+
+        Raises:
+            psycopg.Error: it could not be had.
+
+        """
+        self._term = term
+        self._election = config.election
+        self._channels = list(channels)
+        self._may_act = may_act
+        self._session = self._open(config)
+
+    def waiting(
+        self, *, after: int = 0, alone: bool = False, resting: Collection[Letter] = (), limit: int = BATCH
+    ) -> list[Letter]:
+        """Return what waits, oldest first: a batch of bounded size.
+
+        Args:
+            after: those with a higher id only.
+            alone: without those behind an older one with the same key.
+            resting: without these, and without all that have the same channel and key.
+            limit: so many at most.
+
+        Raises:
+            Superseded: the term is over.
+
+        """
+        rows = self._execute(
+            statements.WAITING,
+            channels=self._channels,
+            after=after,
+            alone=alone,
+            resting=[letter.id for letter in resting],
+            rest_channels=[letter.channel for letter in resting if letter.key is not None],
+            rest_keys=[letter.key for letter in resting if letter.key is not None],
+            limit=limit,
+            bytes=BATCH_BYTES,
+        )
+        return [Letter(*row) for row in rows]
+
+    def newest(self) -> int:
+        """Return the highest id of those that wait."""
+        newest: int = self._execute(statements.NEWEST)[0][0]
+        return newest
+
+    def dispatched(self, letters: Iterable[Letter]) -> None:
+        """Write down that notifications were dispatched."""
+        self._write(statements.DISPATCHED, ids=[letter.id for letter in letters])
+
+    def tried(self, letter: Letter, error: str) -> None:
+        """Write down that an attempt has failed."""
+        self._write(statements.TRIED, id=letter.id, error=error)
+
+    def bury(self, letter: Letter, error: str) -> None:
+        """Make a notification a dead letter."""
+        self._write(statements.BURY, id=letter.id, error=error)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a wake-up, for `seconds` at most; tell whether there was one."""
+        return any(True for _ in self._session.notifies(timeout=seconds, stop_after=1))
+
+    def close(self) -> None:
+        """End the session."""
+        self._session.close()
+
+    def _write(self, statement: str, **parameters: Any) -> None:
+        if not self._execute(statement, **parameters):
+            raise Superseded
+
+    def _execute(self, statement: str, **parameters: Any) -> list[Any]:
+        parameters |= {"election": self._election, "term": self._term.number}
+        with self._session.bounded(LONGEST_STATEMENT, self._is_over):
+            return self._session.execute(statement, parameters).fetchall()
+
+    def _is_over(self) -> bool:
+        if not self._may_act():
+            raise Superseded
+        return False
+
+    def _open(self, config: Config) -> Session:
+        name = session_name("relay", self._term.node)
+        session = open_session(config.database_url, name, unresponsive_after=config.ttl)
+        try:
+            with session.bounded(config.ttl):
+                session.execute(
+                    statements.GREET,
+                    {"below_ttl": f"{round(config.ttl * 900)}ms", "longest": f"{round(LONGEST_STATEMENT * 1000)}ms"},
+                )
+                session.execute(statements.LISTEN)
+        except BaseException:
+            session.close()
+            raise
+        return session

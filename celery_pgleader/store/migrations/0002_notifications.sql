@@ -1,0 +1,44 @@
+-- Durable notifications: rows that are written in the sender's own transaction, and dispatched by the leader.
+
+-- Only those that wait for their dispatch; the table is empty most of the time.
+create table pgleader.notifications (
+    id       bigint generated always as identity primary key,
+    -- Task ids are made from it.
+    uid      uuid not null default gen_random_uuid(),
+    channel  text not null check (octet_length(channel) between 1 and 63),
+    -- Notifications with the same key are dispatched in order.
+    key      text,
+    payload  jsonb not null,
+    sent_at  timestamptz not null default clock_timestamp(),
+    attempts integer not null default 0,
+    error    text
+);
+
+-- Whether an older one with the same key still waits.
+create index notifications_by_key on pgleader.notifications (channel, key, id) where key is not null;
+
+-- Those that could not be dispatched, however often it was tried.
+create table pgleader.dead_letters (
+    id       bigint primary key,
+    uid      uuid not null,
+    channel  text not null,
+    key      text,
+    payload  jsonb not null,
+    sent_at  timestamptz not null,
+    attempts integer not null,
+    error    text not null,
+    died_at  timestamptz not null default clock_timestamp()
+);
+
+-- Write a notification, and wake the leader when the transaction commits. Equal wake-ups of one transaction are one.
+-- A NOTIFY makes committing transactions wait for each other; with `set pgleader.wake = off`, for a session, a role or
+-- the whole database, it is left out, and the leader sees the row when it next looks.
+create function pgleader.notify(channel text, payload jsonb, key text default null) returns void
+language plpgsql as $$
+begin
+    insert into pgleader.notifications (channel, key, payload) values (channel, key, payload);
+    if coalesce(current_setting('pgleader.wake', true), '') <> 'off' then
+        perform pg_notify('pgleader', '');
+    end if;
+end
+$$;
