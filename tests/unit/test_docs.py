@@ -75,14 +75,14 @@ def test_every_setting_has_a_heading_and_every_heading_a_setting() -> None:
 def test_setting_names_type_default_environment_and_option(field: str) -> None:
     """The list is complete, and its names are those that the code reads."""
     listed = facts(field)
-    variable = "none" if field == "channels" else f"`PGLEADER_{field.upper()}`"
+    variable = "none" if field in {"channels", "schedule"} else f"`PGLEADER_{field.upper()}`"
     option = option_names().get(field)
     assert {"Type", "Default", "Environment", "Option"} == set(listed)
     assert variable == listed["Environment"]
     assert (f"`{option}`" if option else "none") == listed["Option"]
 
 
-@pytest.mark.parametrize("field", ["ttl", "poll_interval"])
+@pytest.mark.parametrize("field", ["ttl", "poll_interval", "retention"])
 def test_setting_names_its_default(field: str) -> None:
     """A default that is a plain number is the one in the code."""
     assert f"`{FIELDS[field].default:g}`" == facts(field)["Default"]
@@ -105,7 +105,7 @@ def test_every_worker_option_is_documented_and_every_documented_option_exists() 
 def test_page_names_only_what_exists(page: Path) -> None:
     """Settings, environment variables and options are those of the code, on every page."""
     text = page.read_text()
-    headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term"}
+    headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term", "pgleader_slot"}
     settings = {f"{PREFIX}{name}" for name in FIELDS}
     assert set(re.findall(r"(?<![\w.])pgleader_\w+", text)) <= settings | headers
     assert set(re.findall(r"\bPGLEADER_\w+", text)) <= {f"PGLEADER_{name.upper()}" for name in FIELDS} | {"PGLEADER_"}
