@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from celery_pgleader.election import Change, Leadership, Term
     from celery_pgleader.errors import ConfigurationError, NotificationError, PgLeaderError, ServerUnsuitable
     from celery_pgleader.notifications.registry import on_notification
+    from celery_pgleader.notifications.sending import notify
     from celery_pgleader.signals import leadership_gained, leadership_lost
     from celery_pgleader.slot import Slot, current_slot
     from celery_pgleader.standalone import LeaderElector
@@ -35,6 +36,7 @@ _HOMES = {
     "current_slot": "slot",
     "leadership_gained": "signals",
     "leadership_lost": "signals",
+    "notify": "notifications.sending",
     "on_notification": "notifications.registry",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "current_slot",
     "leadership_gained",
     "leadership_lost",
+    "notify",
     "on_notification",
 ]
 

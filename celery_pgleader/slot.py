@@ -9,6 +9,7 @@ from typing import Any
 from celery import current_task
 
 HEADER = "pgleader_slot"
+NOTIFICATION_HEADER = "pgleader_notification"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Dispatch:
         slot: the slot.
         entry: the entry as it is sent, with the slot's task id and header.
         expires_at: seconds since the epoch after which it is too late.
-        newest_only: an older slot of the same entry that still waits need not be published any more.
+        older_are: what an older slot of the same entry that still waits is skipped as; none if it is published, too.
         refusals: how often the broker was there and would not take it.
 
     """
@@ -39,7 +39,7 @@ class Dispatch:
     slot: datetime
     entry: Any
     expires_at: float
-    newest_only: bool
+    older_are: str | None
     refusals: int = 0
 
     @property
@@ -106,11 +106,11 @@ class Publisher:
         with self._turn:
             older = self._waiting.pop(self._newest.get(dispatch.name, dispatch.key), None)
             self._waiting[dispatch.key] = dispatch
-            if dispatch.newest_only:
+            if dispatch.older_are is not None:
                 self._newest[dispatch.name] = dispatch.key
             self._turn.notify_all()
         if older is not None:
-            self._settled(Outcome(older.name, older.slot, "skipped", "coalesced"))
+            self._settled(Outcome(older.name, older.slot, "skipped", older.older_are))
 
     def _run(self) -> None:
         try:
@@ -168,16 +168,16 @@ class Publisher:
 
     def _put_back(self, dispatch: Dispatch, *, first: bool) -> None:
         with self._turn:
-            if dispatch.newest_only and dispatch.name in self._newest:
+            if dispatch.older_are is not None and dispatch.name in self._newest:
                 superseded = True
             else:
                 superseded = False
                 self._waiting[dispatch.key] = dispatch
                 self._waiting.move_to_end(dispatch.key, last=not first)
-                if dispatch.newest_only:
+                if dispatch.older_are is not None:
                     self._newest[dispatch.name] = dispatch.key
         if superseded:
-            self._settled(Outcome(dispatch.name, dispatch.slot, "skipped", "coalesced"))
+            self._settled(Outcome(dispatch.name, dispatch.slot, "skipped", dispatch.older_are))
 
     def _rest(self) -> None:
         pause, self._pause = self._pause, min(LONGEST_RETRY, self._pause * 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from celery.beat import Scheduler
@@ -32,6 +32,7 @@ class TermBound:
 
     # Stand for what the scheduler's class brings.
     Entry: Any
+    Model: Any
     app: Any
     max_interval: float
 
@@ -107,7 +108,7 @@ class TermBound:
 
     def _claim(self, entry: Any, *, whatever_is_due: bool = False) -> list[Claim]:
         self._check()
-        self.keeper.meet({entry.name: entry}, all_of_them=False)
+        self.keeper.meet({entry.name: entry})
         return self.keeper.claim([entry], whatever_is_due=whatever_is_due).get(entry.name, [])
 
     def _send(self, entry: Any, producer: Any) -> Any:
@@ -186,11 +187,19 @@ class Ticking(TermBound):
         return bool(met) and len(met) == len(schedule) and all(met.get(name) is e for name, e in schedule.items())
 
     def _meet(self, schedule: Mapping[str, Any]) -> None:
-        self.keeper.meet(schedule, all_of_them=True)
+        self.keeper.meet(schedule, names={*schedule, *self._hidden()})
         self._heap = []
         for entry in list(schedule.values()):
             self._plan(entry)
         self._met = dict(schedule)
+
+    def _hidden(self) -> Iterable[str]:
+        """Return the names of entries that are in the schedule, but that it does not show at this hour."""
+        # django-celery-beat leaves out crontabs that are not due within two hours.
+        if hasattr(self, "enabled_models_qs"):
+            names: Iterable[str] = self.Model.objects.enabled().values_list("name", flat=True)
+            return names
+        return ()
 
     def _due(self, schedule: Mapping[str, Any]) -> list[Any]:
         due: list[Any] = []

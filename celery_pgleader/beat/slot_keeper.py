@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 from celery_pgleader.beat.publisher import Dispatch, Publisher
 from celery_pgleader.beat.slots import (
     CATCH_UP_AFTER,
+    OLDER_ARE,
     UTC,
     Due,
     Stretch,
@@ -25,7 +26,7 @@ from celery_pgleader.beat.slots import (
 )
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
-from celery_pgleader.policies import Misfire, Overlap, policy_of
+from celery_pgleader.policies import Overlap, policy_of
 from celery_pgleader.slot import HEADER, Slot
 from celery_pgleader.store import EntryRecord, Ledger, Outcome, SlotRow, Superseded
 
@@ -118,12 +119,12 @@ class SlotKeeper:
         if gone:
             self.settle(gone)
 
-    def meet(self, entries: Mapping[str, Any], *, all_of_them: bool) -> None:
+    def meet(self, entries: Mapping[str, Any], names: Collection[str] | None = None) -> None:
         """Have entries go on from where the ledger says that they are.
 
         Args:
             entries: those that the scheduler has now, by name.
-            all_of_them: whether those that are not among them are in the schedule no more.
+            names: of all entries that are in the schedule; none if that is not known.
 
         """
         now = self.now()
@@ -135,8 +136,12 @@ class SlotKeeper:
         if changed:
             self._ask(lambda: self._ledger.register(changed))
             self._records.update(changed)
-        missing = [name for name, record in self._records.items() if name not in entries and not record.retired]
-        if all_of_them and missing:
+        missing = [
+            name
+            for name, record in self._records.items()
+            if names is not None and name not in names and not record.retired
+        ]
+        if missing:
             logger.warning(
                 "pgleader: not in this node's schedule, but in the last leader's: %s", ", ".join(sorted(missing))
             )
@@ -240,7 +245,7 @@ class SlotKeeper:
                 claim.slot,
                 sent,
                 expires_at=claim.slot.timestamp() + policy.grace,
-                newest_only=policy.misfire is not Misfire.ALL,
+                older_are=OLDER_ARE.get(policy.misfire),
             )
         )
 

@@ -30,6 +30,9 @@ MOST_CORRECTIONS = 4
 # A run that begins later than this after its slot is one that catches up.
 CATCH_UP_AFTER = 10.0
 
+# What slots are skipped as since there is a newer one; those that are not listed are not.
+OLDER_ARE = {Misfire.COALESCE: "coalesced", Misfire.SKIP: "missed"}
+
 NAMESPACE = uuid.UUID("9a1f3f0e-6c8f-5d3b-9f38-70676c656164")
 
 
@@ -158,8 +161,7 @@ def decide(due: Due, policy: Policy, now: datetime) -> list[Stretch]:
         return [*ends, *(Stretch(slot, slot, 1, "claimed") for slot in slots[late : late + MOST_RUNS])]
     # Of a walk that was cut short the newest slot is not known yet.
     older = max(late, len(slots) - 1) if due.complete else len(slots)
-    skipped = "coalesced" if policy.misfire is Misfire.COALESCE else "missed"
-    ends += _stretch(slots[late:older], "skipped", skipped)
+    ends += _stretch(slots[late:older], "skipped", OLDER_ARE[policy.misfire])
     return [*ends, *_stretch(slots[older:], "claimed", None)]
 
 

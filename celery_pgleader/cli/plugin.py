@@ -66,7 +66,7 @@ def pgleader() -> None:
 @click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 @handle_preload_options
-def status(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001 - Click passes options by name
+def status(ctx: click.Context, as_json: bool) -> None:
     """Show who leads and who is next.
 
     Asks Postgres, so it works while the broker or all workers are away. Exits with 69 where nobody leads or the
@@ -82,7 +82,7 @@ def status(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001 - Click p
 @click.option("--role", help="Also grant this role what workers need.")
 @click.pass_context
 @handle_preload_options
-def migrate(ctx: click.Context, as_sql: bool, role: str | None) -> None:  # noqa: FBT001 - Click passes options by name
+def migrate(ctx: click.Context, as_sql: bool, role: str | None) -> None:
     """Bring the schema `pgleader` up to date.
 
     Workers do so themselves when they start, if their role may. Exits with 69 where the database cannot be asked, and
@@ -90,4 +90,119 @@ def migrate(ctx: click.Context, as_sql: bool, role: str | None) -> None:  # noqa
     """
     from celery_pgleader.cli.migrate import run_migrate  # noqa: PLC0415 - psycopg only where it is used
 
-    ctx.exit(run_migrate(ctx.obj.app, as_sql=as_sql, role=role))
+    run_migrate(ctx.obj.app, as_sql=as_sql, role=role)
+
+
+@pgleader.group()
+def notifications() -> None:
+    """Durable notifications that wait, and dead letters."""
+
+
+def _which(command: Any) -> Any:
+    """Add the options that say which dead letters are meant."""
+    command = click.argument("ids", nargs=-1, type=int)(command)
+    command = click.option("--channel", help="All of this channel.")(command)
+    return click.option("--all", "everything", is_flag=True, help="All of them.")(command)
+
+
+@notifications.command("list", cls=CeleryCommand)
+@click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+@handle_preload_options
+def list_notifications(ctx: click.Context, as_json: bool) -> None:
+    """Show how many wait in each channel, and the oldest hundred dead letters."""
+    from celery_pgleader.cli.notifications import show_notifications  # noqa: PLC0415 - psycopg only where it is used
+
+    show_notifications(ctx.obj.app, as_json=as_json)
+
+
+@notifications.command(cls=CeleryCommand)
+@_which
+@click.pass_context
+@handle_preload_options
+def retry(ctx: click.Context, ids: tuple[int, ...], channel: str | None, everything: bool) -> None:
+    """Have dead letters dispatched after all, as if they had been sent now."""
+    from celery_pgleader.cli.notifications import retry_dead  # noqa: PLC0415 - psycopg only where it is used
+
+    retry_dead(ctx.obj.app, ids, channel, everything=everything)
+
+
+@notifications.command(cls=CeleryCommand)
+@_which
+@click.pass_context
+@handle_preload_options
+def drop(ctx: click.Context, ids: tuple[int, ...], channel: str | None, everything: bool) -> None:
+    """Throw dead letters away."""
+    from celery_pgleader.cli.notifications import drop_dead  # noqa: PLC0415 - psycopg only where it is used
+
+    drop_dead(ctx.obj.app, ids, channel, everything=everything)
+
+
+@pgleader.command(cls=CeleryCommand)
+@click.argument("channel")
+@click.argument("payload")
+@click.option("--key", help="Notifications with the same key are dispatched in order.")
+@click.option("--durable/--raw", default=True, help="Durable: kept until it was dispatched. Raw: for who listens now.")
+@click.pass_context
+@handle_preload_options
+def notify(ctx: click.Context, channel: str, payload: str, key: str | None, durable: bool) -> None:
+    """Send a notification with a JSON payload."""
+    from celery_pgleader.cli.notifications import send  # noqa: PLC0415 - psycopg only where it is used
+
+    send(ctx.obj.app, channel, payload, key=key, durable=durable)
+
+
+@pgleader.command(cls=CeleryCommand)
+@click.argument("table")
+@click.option("--channel", required=True, help="Where to send.")
+@click.option("--on", "operations", default="insert,update,delete", help="Which changes. [insert,update,delete]")
+@click.option("--columns", default="", help="Which columns to send, and whose change is an update. [all]")
+@click.option("--when", help="An SQL condition on NEW and OLD, such as: new.total > 100")
+@click.option("--per", type=click.Choice(["row", "statement"]), default="row", help="A notification for each. [row]")
+@click.option("--sql", "as_sql", is_flag=True, help="Print what would be run, and change nothing.")
+@click.pass_context
+@handle_preload_options
+def watch(
+    ctx: click.Context,
+    table: str,
+    channel: str,
+    operations: str,
+    columns: str,
+    when: str | None,
+    per: str,
+    as_sql: bool,
+) -> None:
+    """Have a table send a durable notification for each change."""
+    from celery_pgleader.cli.notifications import set_watch  # noqa: PLC0415 - psycopg only where it is used
+    from celery_pgleader.notifications.watches import Watch  # noqa: PLC0415
+
+    wanted = Watch(table, channel, _words(operations), _words(columns), when, per)
+    set_watch(ctx.obj.app, wanted, as_sql=as_sql)
+
+
+@pgleader.command(cls=CeleryCommand)
+@click.argument("table")
+@click.option("--channel", required=True, help="The channel of the watch.")
+@click.option("--sql", "as_sql", is_flag=True, help="Print what would be run, and change nothing.")
+@click.pass_context
+@handle_preload_options
+def unwatch(ctx: click.Context, table: str, channel: str, as_sql: bool) -> None:
+    """End a watch."""
+    from celery_pgleader.cli.notifications import end_watch  # noqa: PLC0415 - psycopg only where it is used
+
+    end_watch(ctx.obj.app, table, channel, as_sql=as_sql)
+
+
+@pgleader.command(cls=CeleryCommand)
+@click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+@handle_preload_options
+def watches(ctx: click.Context, as_json: bool) -> None:
+    """Show what is watched."""
+    from celery_pgleader.cli.notifications import show_watches  # noqa: PLC0415 - psycopg only where it is used
+
+    show_watches(ctx.obj.app, as_json=as_json)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

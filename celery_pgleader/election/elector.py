@@ -123,9 +123,9 @@ class Elector:
         seconds = self._config.renew_interval if stand_back is None else stand_back
         self._ask(state.ResignAsked(seconds))
 
-    def step_back(self, _term: Term) -> None:
-        """Let another node lead, since this one is not fit to."""
-        self._ask(state.ResignAsked(COOL_DOWN))
+    def step_back(self, reason: str) -> None:
+        """Let another node lead, since this one is not fit to, and do not stand for a while."""
+        self._ask(state.ResignAsked(COOL_DOWN, reason))
 
     def retire(self) -> None:
         """Stand no more, but lead a term that was begun until `stop`. Safe in a signal handler."""
@@ -266,7 +266,7 @@ class Candidacy(threading.Thread):
                 if trouble is not None:
                     self._logger.error("pgleader: another node should lead: %s", trouble)
                     self._loss = trouble
-                    return state.ResignAsked(COOL_DOWN)
+                    return state.ResignAsked(COOL_DOWN, trouble)
                 asked_at = self._clock()
                 held = self._open.renew(term.backend_pid, trusted_until - asked_at)
                 return state.Renewed(asked_at) if held else state.NotHeld()
@@ -318,8 +318,8 @@ class Candidacy(threading.Thread):
 
 def _reason(request: state.Request) -> str:
     match request:
-        case state.ResignAsked():
-            return "resigned"
+        case state.ResignAsked(_, reason):
+            return reason
         case state.RetireAsked() | state.StopAsked():
             return "stopped"
 

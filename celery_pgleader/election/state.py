@@ -189,6 +189,7 @@ class ResignAsked:
     """Somebody wants another node to lead, and this one to stand back for a while."""
 
     stand_back: float
+    reason: str = "resigned"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class TermRunner:
         run: Callable[[Term, Ending], None],
         logger: logging.Logger | None = None,
         *,
-        failed: Callable[[Term], object] = lambda _term: None,
+        failed: Callable[[str], object] = lambda _reason: None,
     ) -> None:
         """Prepare; nothing runs before `start`.
 
@@ -35,7 +35,7 @@ class TermRunner:
             name: of what is run, for the log.
             run: the function.
             logger: by default this module's.
-            failed: called when the function has raised.
+            failed: called, with a reason, when the function has raised.
 
         """
         self._leadership = leadership
@@ -99,4 +99,4 @@ class TermRunner:
                 self._run_term(term, ended)
         except Exception:
             self._logger.exception("pgleader: the %s failed in term %d", self._name, term.number)
-            self._failed(term)
+            self._failed(f"the {self._name} failed")

@@ -100,7 +100,7 @@ class RedisLoad:
 
     def __exit__(self, error: object, *_: object) -> None:
         """Send, unless something went wrong."""
-        del self._channel._put
+        del self._channel._put  # noqa: SLF001 - as above
         if error is None:
             self._pipeline.execute()
         self._pipeline.reset()

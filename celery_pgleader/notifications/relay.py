@@ -16,12 +16,12 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
 from celery_pgleader.notifications.courier import BrokerAway, Courier
 from celery_pgleader.notifications.dispatcher import send
+from celery_pgleader.slot import NOTIFICATION_HEADER
 from celery_pgleader.store import Letter, Mailbox, Superseded
 from celery_pgleader.threads import Ending
 
 logger = get_logger(__name__)
 
-HEADER = "pgleader_notification"
 # How often it is looked for notifications that came without a wake-up.
 POLL = 5.0
 GLANCE = 0.1
@@ -34,8 +34,8 @@ PAST = 100
 class Relay:
     """Takes durable notifications from the mailbox to the broker, in order within a key.
 
-    Each is dispatched at least once: it leaves the mailbox after the broker has got its messages. Their task ids are made
-    from it, so that a second dispatch has the same ones.
+    Each is dispatched at least once: it leaves the mailbox after the broker has got its messages. Their task ids are
+    made from it, so that a second dispatch has the same ones.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Round:
                     **(route.options.get("headers") or {}),
                     "pgleader_channel": letter.channel,
                     "pgleader_term": self._term.number,
-                    HEADER: header,
+                    NOTIFICATION_HEADER: header,
                 },
             )
 

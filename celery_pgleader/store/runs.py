@@ -1,4 +1,4 @@
-"""The runs of slots that must not be repeated, or must not overlap: which are going on, and which have ended."""
+"""The runs that must not be repeated, or must not overlap: which are going on, and which have ended."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ class Runs:
             self._held.update(wanted)
             return True
 
-    def has_finished(self, entry: str, slot: datetime) -> bool:
-        """Tell whether a run of a slot has ended before."""
+    def has_finished(self, task_id: str) -> bool:
+        """Tell whether a task has come to its end before."""
         with self._turn:
-            return bool(self._ask(statements.HAS_FINISHED, election=self._config.election, entry=entry, slot=slot)[0])
+            return bool(self._ask(statements.HAS_FINISHED, task_id=task_id)[0])
 
-    def finish(self, entry: str, slot: datetime) -> None:
-        """Write down that the run of a slot has ended."""
+    def finish(self, task_id: str) -> None:
+        """Write down that a task has come to its end."""
         with self._turn:
-            self._ask(statements.FINISH, election=self._config.election, entry=entry, slot=slot)
+            self._ask(statements.FINISH, task_id=task_id)
 
-    def skip(self, entry: str, slot: datetime, reason: str) -> None:
+    def skip(self, election: str, entry: str, slot: datetime, reason: str) -> None:
         """Write down that a slot was published, but not run."""
         with self._turn:
-            self._ask(statements.SKIP, election=self._config.election, entry=entry, slot=slot, reason=reason)
+            self._ask(statements.SKIP, election=election, entry=entry, slot=slot, reason=reason)
 
     def end(self, keys: Iterable[int]) -> None:
         """Give the locks of a run back."""
@@ -104,6 +104,6 @@ def entry_key(election: str, entry: str) -> int:
     return run_key(election, entry)
 
 
-def slot_key(election: str, entry: str, slot: datetime) -> int:
-    """Return the key of the lock that the run of a slot holds if it must not be repeated."""
-    return run_key(election, entry, slot.isoformat())
+def task_key(task_id: str) -> int:
+    """Return the key of the lock that the run of a task holds if it must not be repeated."""
+    return run_key(task_id)

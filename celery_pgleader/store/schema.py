@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 
-from psycopg import sql
+from psycopg import OperationalError, sql
 from psycopg.errors import InsufficientPrivilege
 
 from celery_pgleader.errors import ServerUnsuitable
@@ -61,11 +62,11 @@ class Schema:
 
         """
         with self._session.bounded(PATIENCE):
-            if self.pending():
-                try:
+            try:
+                if self.pending():
                     self.migrate()
-                except InsufficientPrivilege:
-                    raise ServerUnsuitable(self._says("is missing or old, and role {role} may not change it")) from None
+            except InsufficientPrivilege:
+                raise ServerUnsuitable(self._says("is missing or old, and role {role} may not change it")) from None
             try:
                 allowed = self._session.execute(statements.RIGHTS).fetchone()
             except InsufficientPrivilege:
@@ -85,12 +86,17 @@ class Schema:
             InsufficientPrivilege: the role may not.
 
         """
-        with self._session.transaction():
-            self._session.execute(statements.MIGRATION_LOCK, {"classid": LOCK_CLASSID})
-            steps = self.pending()
-            for step in steps:
-                self._session.execute(step.text.encode())
-                self._session.execute(statements.APPLIED, {"version": step.version})
+        self._session.execute(statements.MIGRATION_LOCK, {"classid": LOCK_CLASSID})
+        try:
+            with self._session.transaction():
+                steps = self.pending()
+                for step in steps:
+                    self._session.execute(step.text.encode())
+                    self._session.execute(statements.APPLIED, {"version": step.version})
+        finally:
+            # If the session has failed, the lock is gone with it.
+            with suppress(OperationalError):
+                self._session.execute(statements.MIGRATION_UNLOCK, {"classid": LOCK_CLASSID})
         return steps
 
     def _applied(self) -> set[int]:
@@ -110,15 +116,16 @@ class Schema:
         )
 
 
-def script(role: str | None = None) -> Iterator[str]:
-    """Give the whole schema as a script for psql.
+def script(steps: Sequence[Migration], role: str | None = None) -> Iterator[str]:
+    """Give steps of the schema as a script for psql.
 
     Args:
+        steps: those that are missing.
         role: who is to be granted what workers need; by default nobody.
 
     """
     yield "begin;\n"
-    for step in migrations():
+    for step in steps:
         yield f"-- {step.name}\n{step.text}\n"
         yield sql.SQL("insert into pgleader.migrations (version) values ({});\n").format(step.version).as_string()
     if role:

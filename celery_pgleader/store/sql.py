@@ -66,6 +66,9 @@ GREET = """
 select extract(epoch from clock_timestamp())::float,
        set_config('TimeZone', 'UTC', false),
        set_config('default_transaction_isolation', 'read committed', false),
+       set_config('synchronous_commit',
+                  case current_setting('synchronous_commit') when 'off' then 'on'
+                       else current_setting('synchronous_commit') end, false),
        set_config('idle_in_transaction_session_timeout', %(below_ttl)s::text, false),
        set_config('statement_timeout', %(longest)s::text, false)
 """
@@ -158,6 +161,11 @@ with old as (
 ), gone as (
     delete from pgleader.terms
      where election = %(election)s and ended_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+), finished as (
+    delete from pgleader.finished
+     where ctid = any(array(select ctid from pgleader.finished
+                             where finished_at < clock_timestamp() - make_interval(secs => %(seconds)s)
+                             limit %(limit)s))
 )
 delete from pgleader.slots s using old where s.ctid = old.ctid
 """
@@ -178,8 +186,10 @@ select bool_and(has_table_privilege(c.oid, 'select') and has_table_privilege(c.o
   from pg_class c where c.relnamespace = 'pgleader'::regnamespace and c.relkind = 'r'
 """
 
-# One at a time: workers that start together migrate together.
-MIGRATION_LOCK = "select pg_advisory_xact_lock(%(classid)s::int, 0)"
+# One at a time: workers that start together migrate together. The lock is taken before the transaction begins, since a
+# session learns of tables that others have made only when a transaction does.
+MIGRATION_LOCK = "select pg_advisory_lock(%(classid)s::int, 0)"
+MIGRATION_UNLOCK = "select pg_advisory_unlock(%(classid)s::int, 0)"
 
 APPLIED = "insert into pgleader.migrations (version) values (%(version)s)"
 
@@ -192,21 +202,20 @@ select w.entry from unnest(%(entries)s::text[], %(keys)s::bigint[]) w(entry, key
    and l.classid = ((w.key >> 32) & 4294967295)::oid and l.objid = (w.key & 4294967295)::oid
 """
 
-# In the sessions of those who run tasks.
-STAY = "select set_config('idle_session_timeout', '0', false)"
+# In the sessions of those who run tasks. They may be idle for as long as a run takes, but a host that is gone must not
+# hold its runs' locks for the two hours that TCP waits by default.
+STAY = """
+select set_config('idle_session_timeout', '0', false),
+       set_config('tcp_keepalives_idle', '15', false),
+       set_config('tcp_keepalives_interval', '5', false),
+       set_config('tcp_keepalives_count', '3', false)
+"""
 TRY_RUN = "select pg_try_advisory_lock(%(key)s::bigint)"
 END_RUN = "select pg_advisory_unlock(%(key)s::bigint)"
 
-HAS_FINISHED = """
-select finished_at is not null from pgleader.slots
- where election = %(election)s and entry = %(entry)s and slot = %(slot)s
-"""
+HAS_FINISHED = "select exists (select from pgleader.finished where task_id = %(task_id)s)"
 
-FINISH = """
-update pgleader.slots set finished_at = clock_timestamp()
- where election = %(election)s and entry = %(entry)s and slot = %(slot)s and finished_at is null
-returning 1
-"""
+FINISH = "insert into pgleader.finished (task_id) values (%(task_id)s) on conflict do nothing returning 1"
 
 SKIP = """
 update pgleader.slots set state = 'skipped', reason = %(reason)s, settled_at = clock_timestamp()
@@ -217,8 +226,8 @@ returning 1
 # Durable notifications: written by whoever sends them, in their own transaction.
 NOTIFY = "select pgleader.notify(%(channel)s, %(payload)s::jsonb, %(key)s)"
 
-# The notifications that wait, oldest first, after some id; so many, and so many bytes, at most. Left out are those whose
-# key rests after a failure, and with `alone` those behind an older one with the same key.
+# The notifications that wait, oldest first, after some id; so many, and so many bytes, at most. Left out are those
+# whose key rests after a failure, and with `alone` those behind an older one with the same key.
 WAITING = (
     _FENCE
     + """

@@ -41,7 +41,7 @@ class ElectionStep(bootsteps.StartStopStep):
         worker.pgleader = None
         self.enabled = getattr(worker.app, "pgleader", None) is not None if pgleader is None else pgleader
         if self.enabled:
-            self._config = self._read_config(worker.app, beat=beat, options=options)
+            self._config = self._read_config(worker, beat=beat, options=options)
             # Pool children and LeaderOnlyTask must know of an election that was named on the command line.
             os.environ["PGLEADER_ELECTION"] = self._config.election
             self._guard(worker, self._config)
@@ -95,21 +95,26 @@ class ElectionStep(bootsteps.StartStopStep):
 
             route_leader_only_tasks(app, election_of(app))
         if app.conf.get("pgleader_schedule"):
-            self._guard(worker, self._read_config(app, beat=False, options={}))
+            self._guard(worker, self._read_config(worker, beat=False, options={}))
 
     def _guard(self, worker: Any, config: Any) -> None:
-        from celery_pgleader.tasks.slot_guard import SlotGuard  # noqa: PLC0415 - psycopg only where it is used
+        from celery_pgleader.tasks.run_guard import RunGuard  # noqa: PLC0415 - psycopg only where it is used
 
-        SlotGuard(config, worker.hostname).install(worker.app)
+        RunGuard(config, worker.hostname).install(worker.app)
 
-    def _read_config(self, app: Any, *, beat: bool, options: dict[str, Any]) -> Any:
-        from celery_pgleader.config import Config  # noqa: PLC0415 - psycopg only where it is used
+    def _read_config(self, worker: Any, *, beat: bool, options: dict[str, Any]) -> Any:
+        from celery_pgleader.beat.leader_beat import scheduler_class  # noqa: PLC0415 - psycopg only where it is used
+        from celery_pgleader.config import Config  # noqa: PLC0415
 
         if beat:
             raise WorkerRefused("--pgleader takes the place of -B (--beat): the leader runs the schedule; drop -B")
+        try:
+            scheduler_class(worker.scheduler)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise WorkerRefused(f"beat_scheduler = {worker.scheduler!r}: cannot be imported: {error}") from error
         given = {k.removeprefix(OPTION_PREFIX): v for k, v in options.items() if k.startswith(OPTION_PREFIX)}
         try:
-            return Config.from_app(app, given)
+            return Config.from_app(worker.app, given)
         except ConfigurationError as error:
             raise WorkerRefused(str(error)) from error
 

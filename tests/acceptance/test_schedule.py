@@ -357,7 +357,7 @@ def test_a_scheduler_that_is_unwell_moves_the_lead(
     at = await_published(database, "tick", known + 2)
     assert {round(later - at[0], 6) % 1 for later in at} == {0.0}
     reason = group.facts("lost", node=leader.node)[0]["reason"]
-    assert reason.startswith("the beat has not moved" if kind == "Hanging" else "resigned"), reason
+    assert reason.startswith("the beat has not moved" if kind == "Hanging" else "the beat failed"), reason
 
 
 def test_beat_pods(timetable: Callable[..., Workers], valkey: str, database: str, tmp_path: Path) -> None:

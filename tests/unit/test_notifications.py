@@ -8,6 +8,7 @@ import pytest
 from celery import Celery
 
 from celery_pgleader import ConfigurationError, NotificationError, Term, on_notification
+from celery_pgleader.channels import Route
 from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.payload import MAX_PAYLOAD_BYTES, Notification, decode, encode
 from celery_pgleader.notifications.registry import routes
@@ -68,16 +69,17 @@ def test_routes_are_those_configured_and_those_registered(app: Celery) -> None:
     task = app.tasks["shop.on_order"]
     other = Celery("other", set_as_current=False)
     assert on_notification("orders")(task) is task
-    on_notification("returns")(task)
+    on_notification("returns", decode="text", deduplicate=True)(task)
 
     @on_notification("orders")
     @other.task(name="other.on_order", shared=False)
     def on_order(order: object) -> None:
         """Handle an order elsewhere."""
 
-    assert routes(app, {"orders": ("shop.log", "shop.on_order")}) == {
-        "orders": ("shop.log", "shop.on_order"),
-        "returns": ("shop.on_order",),
+    log, known = Route("shop.log"), Route("shop.on_order", queue="slow")
+    assert routes(app, {"orders": (log, known)}) == {
+        "orders": (log, known),
+        "returns": (Route("shop.on_order", decode="text", deduplicate=True),),
     }
 
 
@@ -96,10 +98,12 @@ def test_dispatch(app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
     monkeypatch.setattr(app, "send_task", fail)
     monkeypatch.setattr(app.tasks["shop.on_order"], "apply_async", lambda args, headers: calls.append((args, headers)))
-    dispatcher = Dispatcher(app, {"orders": ("shop.unknown", "shop.on_order")})
+    dispatcher = Dispatcher(app, {"orders": (Route("shop.unknown"), Route("shop.on_order"))})
     dispatcher.dispatch(Notification("orders", "{", 11), TERM)
+    dispatcher.dispatch(Notification("orders", "[", 11), TERM)
     dispatcher.dispatch(Notification("orders", '{"id": 1}', 11), TERM)
     headers = {"pgleader_channel": "orders", "pgleader_backend_pid": 11, "pgleader_term": 7}
     assert calls == [(({"id": 1},), headers)]
-    assert "dropped a notification on channel orders" in caplog.text
+    assert caplog.text.count("dropped a notification on channel orders") == 1, "further ones are counted only"
+    assert dispatcher.failures["orders", "undecodable"] == 4
     assert "could not send shop.unknown for channel orders" in caplog.text

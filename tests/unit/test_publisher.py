@@ -59,7 +59,8 @@ class Broker:
     def put(self, entry: str, minute: int = 0, *, newest_only: bool = True, grace: float = float("inf")) -> None:
         """Have a slot published; what is sent for it is the entry's name and the minute."""
         slot = NOON + minute * MINUTE
-        self.publisher.put(Dispatch(entry, slot, (entry, minute), slot.timestamp() + grace, newest_only))
+        older_are = "coalesced" if newest_only else None
+        self.publisher.put(Dispatch(entry, slot, (entry, minute), slot.timestamp() + grace, older_are))
 
     def become_of(self, entry: str, minute: int = 0) -> list[tuple[str, str | None]]:
         """Return what was said of a slot."""

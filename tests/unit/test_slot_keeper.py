@@ -62,7 +62,7 @@ class World:
 
     def meet(self, *, all_of_them: bool = True) -> None:
         """Have the keeper meet the schedule."""
-        self.keeper.meet(self.entries, all_of_them=all_of_them)
+        self.keeper.meet(self.entries, names=set(self.entries) if all_of_them else None)
 
     def claim(self, *names: str) -> dict[str, list[datetime]]:
         """Claim for entries, by default for all, and publish; return the slots that are run by entry."""
@@ -540,7 +540,7 @@ def test_what_a_message_says(world: World) -> None:
     }
     assert (dispatch.entry.name, dispatch.entry.task, dispatch.entry.args) == ("tick", "shop.tick", (1,))
     assert dispatch.expires_at == (NOON + 2 * MINUTE).timestamp()
-    assert dispatch.newest_only
+    assert dispatch.older_are == "coalesced"
     assert tick.options == {"queue": "slow", "headers": {"mine": 1}}
     assert Slot.of_request(SimpleNamespace(get={HEADER: slot.to_header()}.get)) == slot
 
@@ -578,10 +578,10 @@ def test_with_all_no_slot_replaces_another(world: World) -> None:
     world.meet()
     world.now += MINUTE
     world.claim()
-    assert {dispatch.name: dispatch.newest_only for dispatch in world.outbox.dispatches} == {
-        "a": True,
-        "b": False,
-        "c": True,
+    assert {dispatch.name: dispatch.older_are for dispatch in world.outbox.dispatches} == {
+        "a": "coalesced",
+        "b": None,
+        "c": "missed",
     }
     assert {dispatch.name: dispatch.expires_at for dispatch in world.outbox.dispatches} == {
         "a": float("inf"),

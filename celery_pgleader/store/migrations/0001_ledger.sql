@@ -61,10 +61,16 @@ create table pgleader.slots (
     claimed_at  timestamptz not null default clock_timestamp(),
     -- When it was published, skipped or expired.
     settled_at  timestamptz,
-    -- When its run ended, for entries with `deduplicate`.
-    finished_at timestamptz,
     primary key (election, entry, slot)
 );
 
 create index slots_claimed on pgleader.slots (election, slot) where state = 'claimed';
 create index slots_by_time on pgleader.slots (election, slot);
+
+-- Tasks that are not to be run again when their message is delivered again: those that have come to their end.
+create table pgleader.finished (
+    task_id     uuid primary key,
+    finished_at timestamptz not null default clock_timestamp()
+);
+
+create index finished_by_time on pgleader.finished (finished_at);

@@ -1,0 +1,59 @@
+"""A session for a command: opened, or the reason said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from psycopg import Error
+from psycopg.errors import InsufficientPrivilege, UndefinedTable
+
+from celery_pgleader.config import Config
+from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.postgres import Session, open_session
+
+EX_UNAVAILABLE, EX_NOPERM = 69, 77
+
+
+class Unavailable(click.ClickException):
+    """The database cannot be asked."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class NotPermitted(click.ClickException):
+    """The role may not do it."""
+
+    exit_code = EX_NOPERM
+
+
+def config_of(app: Any) -> Config:
+    """Return an app's configuration, or end the command in one line."""
+    try:
+        return Config.from_app(app)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def asking(app: Any) -> Iterator[Session]:
+    """Give a session with an app's database; what goes wrong ends the command in one line."""
+    config = config_of(app)
+    try:
+        with open_session(config.database_url, "pgleader cli", unresponsive_after=config.ttl) as session:
+            yield session
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+    except InsufficientPrivilege as error:
+        raise NotPermitted(f"this role may not: {first_line(error)}") from error
+    except UndefinedTable as error:
+        raise Unavailable(f"{first_line(error)}; has `pgleader migrate` been run?") from error
+    except Error as error:
+        raise Unavailable(f"cannot ask {config.database}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
