@@ -63,7 +63,11 @@ class Schema:
         """
         with self._session.bounded(PATIENCE):
             try:
-                if self.pending():
+                missing = self.pending()
+            except InsufficientPrivilege:
+                raise ServerUnsuitable(self._says("may not be used by role {role}")) from None
+            try:
+                if missing:
                     self.migrate()
             except InsufficientPrivilege:
                 raise ServerUnsuitable(self._says("is missing or old, and role {role} may not change it")) from None

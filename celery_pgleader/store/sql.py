@@ -170,9 +170,10 @@ with old as (
 delete from pgleader.slots s using old where s.ctid = old.ctid
 """
 
-# What has been applied, and what the role may do.
+# What has been applied, and what the role may do; from the catalogue, since to_regclass fails where it may not look.
 SCHEMA_STATE = """
-select to_regclass('pgleader.migrations') is not null as migrated,
+select exists (select from pg_class where relname = 'migrations' and relnamespace = to_regnamespace('pgleader'))
+           as migrated,
        to_regnamespace('pgleader') is not null as exists,
        current_user as role,
        current_database() as database
