@@ -21,15 +21,17 @@ _HELD = """
 """
 
 # Mint a term and write its history, in the session that is seen to hold the lock; give the place to the next follower.
+# A number that is in the history is not given again, even where somebody has taken the election's row away.
 MINT_TERM = SQL(
     """
 with held as materialized (select pg_backend_pid() as pid """
     + _HELD
     + """), minted as (
     insert into pgleader.elections as e (election, term, node)
-    select %(election)s, 1, %(node)s from held
+    select %(election)s, 1 + coalesce((select max(term) from pgleader.terms where election = %(election)s), 0), %(node)s
+      from held
     on conflict (election) do update
-       set term = e.term + 1, node = excluded.node, gained_at = clock_timestamp()
+       set term = greatest(e.term + 1, excluded.term), node = excluded.node, gained_at = clock_timestamp()
     returning term
 ), lost as (
     update pgleader.terms t set ended_at = clock_timestamp(), reason = 'lost'
@@ -65,6 +67,7 @@ select pg_advisory_unlock_all()
 GREET = """
 select extract(epoch from clock_timestamp())::float,
        set_config('TimeZone', 'UTC', false),
+       set_config('DateStyle', 'ISO', false),
        set_config('default_transaction_isolation', 'read committed', false),
        set_config('synchronous_commit',
                   case current_setting('synchronous_commit') when 'off' then 'on'
