@@ -74,7 +74,10 @@ class Runs:
 
     def _ask(self, statement: str, **parameters: object) -> tuple[object, ...]:
         session = self._session
-        if session is None or not session.is_alive():
+        if session is not None and not session.is_alive():
+            session.close()
+            session = None
+        if session is None:
             session = self._session = self._open()
         try:
             with session.bounded(PATIENCE):
