@@ -29,8 +29,14 @@ def timetable(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]
     """Make workers that run a schedule."""
     groups: list[Workers] = []
 
-    def make(broker: str, entries: dict[str, Any], policies: dict[str, Any] | None = None, **settings: Any) -> Workers:
-        group = Workers(tmp_path, database, broker, "prefork")
+    def make(
+        broker: str,
+        entries: dict[str, Any],
+        policies: dict[str, Any] | None = None,
+        pool: str = "prefork",
+        **settings: Any,
+    ) -> Workers:
+        group = Workers(tmp_path, database, broker, pool)
         schedule = {name: {"task": "timetable.run", **entry} for name, entry in entries.items()}
         group.environment["TIMETABLE"] = json.dumps(
             {"beat_schedule": schedule, "pgleader_schedule": policies or {}, **settings}
@@ -205,13 +211,12 @@ def test_runs_do_not_overlap(overlap: str, timetable: Callable[..., Workers], va
     assert group.await_fact("began", more_than=began + 1)["node"] != victim.node
 
 
-def test_a_second_delivery_is_not_run(timetable: Callable[..., Workers], rabbitmq: str, database: str) -> None:
+def test_a_second_delivery_is_not_run(timetable: Callable[..., Workers], rabbitmq: str) -> None:
     """With `deduplicate`, of a slot that has been run; one whose run died is run again, and so is a retry."""
     group = timetable(
         rabbitmq,
         {
             "quick": {"schedule": 1.0},
-            "slow": {"schedule": 600.0, "kwargs": {"seconds": 4.0}},
             "retried": {"schedule": 1.0, "task": "timetable.fail_once"},
         },
         {"*": {"deduplicate": True}},
@@ -220,34 +225,65 @@ def test_a_second_delivery_is_not_run(timetable: Callable[..., Workers], rabbitm
     group.sender.conf.task_default_queue = "timetable"
     worker = group.start("a", app=APP)
     done = group.await_fact("ended")
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(
-            "update pgleader.entries set anchor = now(), last_slot = null, since = now() - interval '1 us'"
-            " where entry = 'slow'"
-        )
-    header = {
-        "election": "proj",
-        "entry": "quick",
-        "at": done["slot"],
-        "term": 1,
-        "catch_up": False,
-        "deduplicate": True,
-        "overlap": "allow",
-    }
-    group.sender.send_task("timetable.run", task_id=done["id"], headers={"pgleader_slot": header})
+    deliver(group, "quick", done["slot"], 0.0, done["id"], deduplicate=True)
     worker.await_line("is not run: it has been run already")
     assert len(group.facts("began", id=done["id"])) == 1
     group.await_fact("tried", retries=1)
     # A run that dies in the middle.
-    slow = {**header, "entry": "slow"}
-    group.sender.send_task("timetable.run", kwargs={"seconds": 4.0}, task_id="slow", headers={"pgleader_slot": slow})
-    group.await_fact("began", id="slow")
+    slow = "33333333-3333-3333-3333-333333333333"
+    deliver(group, "slow", done["slot"], 4.0, slow, deduplicate=True)
+    group.await_fact("began", id=slow)
     worker.send(signal.SIGKILL)
     worker.wait()
     group.workers.remove(worker)
     group.start("b", app=APP)
-    group.await_fact("began", id="slow", more_than=1)
-    group.await_fact("ended", id="slow")
+    group.await_fact("began", id=slow, more_than=1)
+    group.await_fact("ended", id=slow)
+
+
+def deliver(group: Workers, entry: str, at: str, seconds: float, task_id: str, **policy: Any) -> None:
+    """Deliver a slot's message, as a broker may do more than once."""
+    header = {"election": "proj", "entry": entry, "at": at, "term": 1, "catch_up": False}
+    policy = {"deduplicate": False, "overlap": "allow", **policy}
+    group.sender.send_task(
+        "timetable.run",
+        kwargs={"seconds": seconds},
+        task_id=task_id,
+        headers={"pgleader_slot": {**header, **policy}},
+    )
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_deliveries_while_a_run_goes_on(
+    pool: str, timetable: Callable[..., Workers], valkey: str, database: str
+) -> None:
+    """Neither the second nor the third is run, also where all tasks share a process, and the end is remembered."""
+    group = timetable(valkey, {}, {"x": {"deduplicate": True}}, pool)
+    worker = group.start("a", app=APP)
+    worker.await_line("beat started")
+    at, task_id = "2026-01-01T00:00:00+00:00", "11111111-1111-1111-1111-111111111111"
+    for number in range(3):
+        deliver(group, "x", at, 3.0, task_id, deduplicate=True)
+        group.await_fact("began", id=task_id)
+        worker.await_line("is not run: it is running already", number)
+    group.await_fact("ended", id=task_id)
+    deliver(group, "x", at, 3.0, task_id, deduplicate=True)
+    worker.await_line("is not run: it has been run already")
+    assert len(group.facts("began", id=task_id)) == 1
+    with psycopg.connect(database) as connection:
+        assert connection.execute("select task_id::text from pgleader.finished").fetchall() == [(task_id,)]
+
+
+def test_waiting_for_a_run_is_no_retry(timetable: Callable[..., Workers], valkey: str) -> None:
+    """However often it waits, none of the attempts that the task allows itself is used up."""
+    group = timetable(valkey, {}, {"x": {"overlap": "wait"}})
+    worker = group.start("a", app=APP)
+    worker.await_line("beat started")
+    deliver(group, "x", "2026-01-01T00:00:00+00:00", 7.0, "11111111-1111-1111-1111-111111111111", overlap="wait")
+    group.await_fact("began")
+    deliver(group, "x", "2026-01-01T00:00:10+00:00", 0.0, "22222222-2222-2222-2222-222222222222", overlap="wait")
+    group.await_fact("ended", id="22222222-2222-2222-2222-222222222222")
+    assert [fact["what"] for fact in group.facts() if fact["what"] in {"began", "ended"}] == ["began", "ended"] * 2
 
 
 def test_missed_slots(timetable: Callable[..., Workers], valkey: str, database: str) -> None:
