@@ -75,8 +75,8 @@ class Broker:
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """Give a broker, with a publisher that is yet to start and is in a hurry."""
-    monkeypatch.setattr(module, "FIRST_RETRY", 0.001)
-    monkeypatch.setattr(module, "LONGEST_RETRY", 0.004)
+    monkeypatch.setattr(module, "FIRST_RETRY", 0.0001)
+    monkeypatch.setattr(module, "LONGEST_RETRY", 0.0004)
     broker = Broker()
     yield broker
     broker.gate.set()
@@ -143,7 +143,7 @@ def test_while_the_broker_is_away(broker: Broker, error: Exception, caplog: pyte
     assert broker.taken == [("a", 0), ("b", 0)]
     assert len({id(producer) for producer in broker.producers}) > 2
     pauses = [record.args[2] for record in caplog.records if record.levelno == logging.WARNING and record.args]  # type: ignore[index]
-    assert pauses[:4] == [0.001, 0.002, 0.004, 0.004]
+    assert pauses[:4] == [0.0001, 0.0002, 0.0004, 0.0004]
     assert "no broker" in caplog.records[0].getMessage()
 
 
@@ -155,7 +155,7 @@ def test_pauses_begin_anew(broker: Broker, caplog: pytest.LogCaptureFixture) -> 
     broker.settled(1)
     broker.put("b")
     broker.settled(2)
-    assert [record.args[2] for record in caplog.records if record.args] == [0.001, 0.001]  # type: ignore[index]
+    assert [record.args[2] for record in caplog.records if record.args] == [0.0001, 0.0001]  # type: ignore[index]
 
 
 def test_a_slot_that_waits_for_the_broker_is_replaced_too(broker: Broker) -> None:
