@@ -181,6 +181,29 @@ def test_the_clock_goes_forward(desk: Desk) -> None:
     assert desk.outbox.slots == [("tick", NOON + HOUR)]
 
 
+class Asked(schedule):
+    """Says when to be asked again, and counts how often it was."""
+
+    times = 0
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        """Not be due."""
+        self.times += 1
+        return False, 60.0
+
+
+def test_all_are_asked_again_when_the_clock_was_set(desk: Desk) -> None:
+    """When an entry is to be asked is kept by the wall clock, which may be an hour behind what it was."""
+    asked = Asked(HOUR, app=desk.app)
+    desk.add("asked", asked)
+    assert desk.tick() == 60
+    assert (desk.tick(), asked.times) == (60, 1)
+    desk.now -= HOUR
+    assert (desk.tick(), asked.times) == (60, 2)
+    desk.pass_time(MINUTE)
+    assert (desk.tick(), asked.times) == (60, 3)
+
+
 class Broken(schedule):
     """Cannot calculate when it is due."""
 

@@ -136,6 +136,8 @@ def test_while_the_broker_is_away(broker: Broker, error: Exception, caplog: pyte
     broker.put("a", 0)
     eventually(lambda: len(broker.tried) > 2 * MOST_REFUSALS, timeout=PATIENCE)
     broker.put("b", 0)
+    before = len(broker.tried)
+    eventually(lambda: len(broker.tried) > before + 3, timeout=PATIENCE)
     assert set(broker.tried) == {("a", 0)}
     assert not broker.outcomes
     broker.away = None
