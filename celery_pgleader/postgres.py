@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# The module behind `socket`: green threads replace the sockets of that, and those wait in ways of their own.
+import _socket
 import os
 import selectors
 import time
@@ -35,6 +37,7 @@ class Session(psycopg.Connection[Any]):
     """A psycopg connection in autocommit mode, whose waits for the server can be bounded and cut short."""
 
     _ended = False
+    _line: _socket.socket | None = None
     _deadline: float | None = None
     _interrupted: Callable[[], bool] = staticmethod(_never)
 
@@ -74,6 +77,36 @@ class Session(psycopg.Connection[Any]):
         except psycopg.Error:
             return False
         return not self._ended
+
+    def open_line(self) -> None:
+        """Have `is_quiet` look at the connection."""
+        # A socket of our own for it: libpq's may be closed, and its number be used again, at any moment.
+        self._line = _socket.socket(fileno=os.dup(self.fileno()))
+        self._line.settimeout(0)
+
+    def is_quiet(self) -> bool:
+        """Tell whether there is nothing to be read from the server. Never waits, and may be asked in any thread."""
+        line = self._line
+        if line is None:
+            return False
+        try:
+            line.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """End the session."""
+        super().close()
+        self.drop_line()
+
+    def drop_line(self) -> None:
+        """Let go of what `open_line` has opened."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
 
     def hear(self, notice: psycopg.errors.Diagnostic) -> None:
         """Take note of the server's farewell: it says why it ends a session before it frees the session's locks."""
@@ -136,6 +169,7 @@ def _close_inherited_sockets() -> None:
     # parent was killed. psycopg itself never ends a session from a process that did not open it.
     for session in list(_sessions):
         with suppress(psycopg.Error, OSError):
+            session.drop_line()
             os.close(session.fileno())
     _sessions.clear()
 

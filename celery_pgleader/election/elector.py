@@ -228,7 +228,7 @@ class Candidacy(threading.Thread):
             term.number,
             _duration(waited),
         )
-        self._leadership.gain(term, trusted_until, "elected")
+        self._leadership.gain(term, trusted_until, "elected", self._open.is_quiet)
 
     def _lost(self, term: Term, *, late: bool) -> None:
         reason = "no renewal within the trust window" if late else self._loss

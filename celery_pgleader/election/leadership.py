@@ -63,8 +63,8 @@ class Leadership:
 
         """
         self._clock = clock
-        # Term and end of trust change together, and are read without a lock, even in a signal handler.
-        self._held: tuple[Term, float] | None = None
+        # All of it changes together, and is read without a lock, even in a signal handler.
+        self._held: tuple[Term, float, Callable[[], bool]] | None = None
         self._changed = threading.Condition()
         self._acting = 0
         self._subscribers: list[Callable[[Change], None]] = []
@@ -73,7 +73,7 @@ class Leadership:
     def term(self) -> Term | None:
         """The term that this node leads, or none if it does not or must not trust that it does."""
         held = self._held
-        return held[0] if held is not None and self._clock() < held[1] else None
+        return held[0] if held is not None and self._clock() < held[1] and held[2]() else None
 
     def trusted(self, term: Term | None = None) -> bool:
         """Tell whether this node may act as the leader now, of `term` if that is given."""
@@ -136,21 +136,29 @@ class Leadership:
         with self._changed:
             return self._changed.wait_for(lambda: not self._acting, timeout)
 
-    def gain(self, term: Term, trusted_until: float, reason: str) -> None:
-        """Begin a term."""
-        self._announce((term, trusted_until), Change(term, gained=True, reason=reason))
+    def gain(self, term: Term, trusted_until: float, reason: str, is_quiet: Callable[[], bool] = lambda: True) -> None:
+        """Begin a term.
+
+        Args:
+            term: the term.
+            trusted_until: until when it may be trusted, unless it is extended.
+            reason: why it was gained.
+            is_quiet: asked with each question for trust; once it says no, the server may have ended the session.
+
+        """
+        self._announce((term, trusted_until, is_quiet), Change(term, gained=True, reason=reason))
 
     def extend(self, trusted_until: float) -> None:
         """Trust the present term for longer."""
         if self._held is not None:
-            self._held = self._held[0], trusted_until
+            self._held = self._held[0], trusted_until, self._held[2]
 
     def lose(self, term: Term, reason: str) -> None:
         """End a term, if it has not ended yet."""
         if self._held is not None and self._held[0] == term:
             self._announce(None, Change(term, gained=False, reason=reason))
 
-    def _announce(self, held: tuple[Term, float] | None, change: Change) -> None:
+    def _announce(self, held: tuple[Term, float, Callable[[], bool]] | None, change: Change) -> None:
         with self._changed:
             self._held = held
             self._changed.notify_all()

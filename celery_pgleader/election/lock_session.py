@@ -58,10 +58,12 @@ class LockSession:
         self._node = node
         self._terms = terms
         self._term: int | None = None
+        self._asking = False
         self._key = leader_key(config)
         self._leading_name = session_name("leader", node)
         self._slice = self._greet()
         terms.prepare(session)
+        session.open_line()
 
     @classmethod
     def open(cls, config: Config, node: str, terms: TermBook = TRANSACTION_TERMS) -> LockSession:
@@ -88,6 +90,14 @@ class LockSession:
         """Raise `psycopg.OperationalError` if the server has ended the session, as far as can be seen here."""
         if not self._session.is_alive():
             raise OperationalError("the server has ended the session")
+
+    def is_quiet(self) -> bool:
+        """Tell whether the server has said nothing unasked. Waits for nothing, and may be asked in any thread.
+
+        Before the server frees the lock of a session that it ends, it says so. Whoever leads by that lock can know of
+        it, then, before anybody else can be granted it.
+        """
+        return self._asking or self._session.is_quiet()
 
     def take_place(self) -> int | None:
         """Try to take one of the places; return which, or none if they are full."""
@@ -126,9 +136,13 @@ class LockSession:
 
     def renew(self, backend_pid: int, seconds: float) -> bool:
         """Tell whether the lock is still held, by this backend; raise `DeadlinePassed` after `seconds`."""
-        with self._session.bounded(seconds):
-            cursor = self._session.execute(self._terms.renew, {"backend_pid": backend_pid, **self._parameters()})
-            return cursor.fetchone() is not None
+        self._asking = True
+        try:
+            with self._session.bounded(seconds):
+                cursor = self._session.execute(self._terms.renew, {"backend_pid": backend_pid, **self._parameters()})
+                return cursor.fetchone() is not None
+        finally:
+            self._asking = False
 
     def release(self, reason: str) -> None:
         """Let go of every lock at once, without waiting for the server to see that the session has ended."""

@@ -10,6 +10,9 @@ from typing import Any
 from celery import Celery
 
 from celery_pgleader import leadership_gained, leadership_lost, on_notification
+from tests.support.stacks import dump_on_signal
+
+dump_on_signal()
 
 app = Celery("proj", broker=os.environ["PROJ_BROKER"])
 app.conf.update(

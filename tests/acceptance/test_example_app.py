@@ -136,14 +136,14 @@ def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> Non
         assert failover["first_tick_ms"] > 0
 
     ticks = summary["ticks"]
-    assert set(ticks) == {"expected", "published", "duplicates", "missed"}
+    assert set(ticks) == {"expected", "published", "ran", "duplicates", "missed"}
     assert ticks["expected"] >= 8
     assert ticks["published"] > 0
 
     orders = summary["notifications"]
     assert set(orders) == {"sent", "handled", "duplicates", "lost"}
-    assert orders["sent"] == orders["handled"] + orders["lost"]
-    assert orders["handled"] > 0.8 * orders["sent"] > 0
+    assert orders["sent"] == orders["handled"] > 0
+    assert (orders["duplicates"], orders["lost"]) == (0, 0)
 
     leader_only = summary["leader_only"]
     assert set(leader_only) == {"sent", "ran", "ran_off_leader"}
@@ -219,7 +219,7 @@ def test_a_slot_that_was_not_published_is_missed() -> None:
 
 
 def test_how_orders_are_counted() -> None:
-    """Those that were never handled are lost."""
+    """Those that were never handled are lost, and a second run of one is a duplicate."""
     orders = count_notifications([fact("order", key=key) for key in ("1", "2", "2")], sent=4)
     assert (orders.handled, orders.duplicates, orders.lost) == (2, 1, 2)
 

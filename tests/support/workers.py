@@ -58,7 +58,16 @@ class Worker:
     def wait(self) -> float:
         """Wait until it has ended; return how many seconds that took."""
         began = time.monotonic()
-        self.process.wait(PATIENCE)
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            # So that its log says where it is.
+            self.process.send_signal(signal.SIGUSR2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(2)
+            raise AssertionError(
+                f"{self.node} has not ended: {self.log.read_text(errors='replace')[-30000:]}"
+            ) from None
         return time.monotonic() - began
 
     def end(self) -> None:

@@ -41,6 +41,10 @@ class Session:
         """Mint what the test says."""
         return self.minted
 
+    def is_quiet(self) -> bool:
+        """Say that nothing was heard."""
+        return True
+
     def check(self) -> None:
         """Fail."""
         raise RuntimeError("a bug")
