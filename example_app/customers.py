@@ -8,7 +8,6 @@ Now and then they also have goods ordered from the supplier, which is a leader-o
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import signal
 import threading
@@ -17,12 +16,14 @@ from typing import Any
 
 import psycopg
 
-from celery_pgleader import PgLeader
+from celery_pgleader import PgLeader, notify
 from example_app.shop import DATABASE_URL, app, restock
 
 ORDERS_PER_SECOND = 5.0
 ORDERS_PER_DELIVERY = 3
 ITEMS = {"tea": 4.50, "coffee": 7.20, "honey": 6.90, "jam": 3.80, "bread": 2.95}
+READY = "select to_regprocedure('pgleader.notify(text, jsonb, text)') is not null"
+GLANCE = 0.5
 
 # This program only sends tasks. With this, leader-only ones go straight to the queue that the leader consumes.
 PgLeader(app)
@@ -30,13 +31,13 @@ app.finalize()
 
 
 def place_order(db: psycopg.Connection[Any]) -> None:
-    """Place an order and tell the leader, in one transaction."""
+    """Place an order and have it handled, in one transaction: both happen, or neither does."""
     item, price = random.choice(list(ITEMS.items()))
     with db.transaction():
         row = db.execute("insert into orders (item, price) values (%s, %s) returning id", [item, price]).fetchone()
         assert row is not None
-        # Postgres delivers this with the commit, to those who listen at that moment.
-        db.execute("select pg_notify('orders', %s)", [json.dumps({"id": row[0], "item": item, "price": price})])
+        # A row as well, which stays there until the leader has sent the task. Orders of one item are sent in order.
+        notify("orders", {"id": row[0], "item": item, "price": price}, key=item, connection=db)
 
 
 def send_for_goods(db: psycopg.Connection[Any]) -> None:
@@ -53,6 +54,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: closed.set())
     with psycopg.connect(DATABASE_URL, autocommit=True) as db:
+        # The first worker that starts creates the schema in which orders are left for the leader.
+        while db.execute(READY).fetchone() != (True,):
+            if closed.wait(GLANCE):
+                return
         started = time.monotonic()
         for count in itertools.count(1):
             # From the start on, not from order to order: the pace stays the same when one takes longer.

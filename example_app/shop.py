@@ -23,9 +23,10 @@ REPORT_EVERY = 2.0
 app = Celery("shop", broker=BROKER_URL)
 app.conf.update(
     pgleader_database_url=DATABASE_URL,
-    # The leader listens on the channel "orders" and sends this task for each notification.
-    pgleader_channels={"orders": "example_app.shop.on_order"},
-    # Only the leader's beat sends this, and a message that the broker delivers again is not run again.
+    # The leader sends this task for each notification on the channel "orders". With `deduplicate`, here and below, a
+    # message that is delivered again is not run again.
+    pgleader_channels={"orders": {"task": "example_app.shop.on_order", "deduplicate": True}},
+    # Only the leader's beat sends this.
     beat_schedule={"report": {"task": "example_app.shop.report", "schedule": REPORT_EVERY}},
     pgleader_schedule={"report": {"deduplicate": True}},
     # A worker that is killed must not take messages with it: they are acknowledged when the task has ended, and no
@@ -47,7 +48,7 @@ if BROKER_URL.startswith("redis"):
 
 @app.task(bind=True)
 def on_order(self: Any, order: dict[str, Any]) -> None:
-    """Confirm an order. Called once for each notification on the channel "orders"."""
+    """Confirm an order. Sent by the leader for each notification on the channel "orders"."""
     with psycopg.connect(DATABASE_URL) as db:
         db.execute("update orders set confirmed_at = clock_timestamp() where id = %s", [order["id"]])
         record(db, "order", order["id"], self.request)
