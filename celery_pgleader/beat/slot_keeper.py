@@ -18,6 +18,7 @@ from celery_pgleader.beat.slots import (
     UTC,
     Due,
     Stretch,
+    as_told,
     decide,
     due_slots,
     interval_of,
@@ -158,7 +159,7 @@ class SlotKeeper:
         if step is not None:
             last = record.anchor + (last - record.anchor) // step * step
         # Celery before 5.7, and relative intervals, follow the clock of the zone in which they are told of it.
-        entry.last_run_at = last if step is not None else last.astimezone(getattr(entry.schedule, "tz", UTC))
+        entry.last_run_at = last if step is not None else as_told(entry.schedule, last)
 
     def claim(self, entries: Iterable[Any], *, whatever_is_due: bool = False) -> dict[str, list[Claim]]:
         """Claim the slots of entries that are due, in one round trip.
@@ -295,7 +296,11 @@ def describe(schedule: Any) -> str:
     if step is not None:
         return f"every {step}"
     zone = getattr(schedule, "tz", None)
-    return " ".join([*ADDRESS.sub("", repr(schedule)).split(), *([f"({zone})"] if zone else [])])
+    try:
+        words = repr(schedule)
+    except Exception:  # noqa: BLE001 - a schedule of somebody's own may lack what Celery's repr shows
+        words = type(schedule).__qualname__
+    return " ".join([*ADDRESS.sub("", words).split(), *([f"({zone})"] if zone else [])])
 
 
 def _beginning(entry: Any, now: datetime) -> tuple[datetime, datetime]:

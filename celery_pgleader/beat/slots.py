@@ -107,9 +107,7 @@ def due_slots(schedule: Any, anchor: datetime, after: datetime, now: datetime) -
     """
     step = interval_of(schedule)
     if step is not None:
-        first = anchor + (math.floor((after - anchor) / step) + 1) * step
-        # Division rounds; these comparisons do not.
-        first += step if first <= after else timedelta(0)
+        first = anchor + ((after - anchor) // step + 1) * step
         return Due(Ticks(first, step, max(0, (now - first) // step + 1)))
     if (once := getattr(schedule, "clocked_time", None)) is not None:
         return Due([once.astimezone(UTC)] if after < once <= now else [])
@@ -129,7 +127,7 @@ def next_slot(schedule: Any, after: datetime) -> datetime | None:
     asked = object.__new__(type(schedule))
     asked.__dict__.update(schedule.__dict__)
     # Celery before 5.7, and relative intervals, follow the clock of the zone in which they are told of the last time.
-    slot, told = after, after.astimezone(getattr(schedule, "tz", UTC))
+    slot, told = after, as_told(schedule, after)
     # Celery subtracts times of the wall clock, which is an hour off when that is changed in between. The instant at
     # which it says that nothing remains is the one at which it would send the entry.
     for _ in range(MOST_CORRECTIONS):
@@ -139,6 +137,22 @@ def next_slot(schedule: Any, after: datetime) -> datetime | None:
             break
         slot += left
     return slot.astimezone(UTC) if slot > after else None
+
+
+def as_told(schedule: Any, last: datetime) -> datetime:
+    """Return when a schedule was last run, as it is to be told: on its own clock, and in no hour that is shown again.
+
+    In such an hour Celery looks for the next instant in the hour that has passed, finds it, and again.
+    """
+    local = last.astimezone(getattr(schedule, "tz", UTC))
+    if not local.fold:
+        return local
+    # The last instant before clocks were set back.
+    early, late = local.replace(fold=0).astimezone(UTC), last
+    while late - early > timedelta(microseconds=1):
+        middle = early + (late - early) / 2
+        early, late = (early, middle) if middle.astimezone(local.tzinfo).fold else (middle, late)
+    return early.astimezone(local.tzinfo)
 
 
 def interval_of(schedule: Any) -> timedelta | None:

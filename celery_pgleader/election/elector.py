@@ -203,7 +203,8 @@ class Candidacy(threading.Thread):
     def _advance(self, event: Event) -> None:
         before, now = self._election, self._clock()
         after = self._election = state.advance(before, event, Moment(now, self._config, self._jitter()))
-        if isinstance(event, state.Connected):
+        if isinstance(event, state.PlacesFull | state.SliceOver | state.TermMinted):
+            # The session is of use; what goes wrong from now on is another trouble.
             self._last_trouble = ""
         if isinstance(event, state.Failed | state.NotHeld):
             self._loss = (

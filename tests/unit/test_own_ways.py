@@ -13,6 +13,7 @@ from celery.schedules import BaseSchedule, crontab, schedule
 
 from celery_pgleader.beat.scheduler import bind
 from celery_pgleader.beat.slot_keeper import SlotKeeper
+from celery_pgleader.beat.slots import as_told, next_slot
 from tests.celery_suite.stand_ins import CONFIG, TERM, MemoryLedger, PromptPublisher
 
 UTC = timezone.utc
@@ -80,6 +81,37 @@ def test_a_schedule_that_cannot_be_calculated_does_not_stop_the_others(app: Cele
     scheduler.add(name="healthy", task="healthy", schedule=timedelta(seconds=10), last_run_at=long_ago)
     scheduler.tick()
     assert sorted(scheduler.sent) == ["custom", "healthy"]
+
+
+class NothingButIsDue(schedule):
+    """Lacks even what Celery's own repr shows."""
+
+    def __init__(self) -> None:
+        BaseSchedule.__init__(self)
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        return True, 60.0
+
+
+def test_a_schedule_without_words(app: Celery) -> None:
+    """Celery cannot show it, and it runs all the same."""
+    scheduler = bound(app)
+    scheduler.add(name="custom", task="custom", schedule=NothingButIsDue())
+    scheduler.tick()
+    assert scheduler.sent == ["custom"]
+
+
+@pytest.mark.parametrize("plan", [crontab(), crontab("*/20"), crontab(30)])
+def test_the_hour_that_is_shown_twice(app: Celery, plan: Any) -> None:
+    """Counted from its second time, a crontab has a next slot; Celery itself would send it again and again."""
+    app.conf.update(timezone="Europe/Berlin")
+    plan.app = app
+    now = datetime(2026, 10, 25, 1, 5, tzinfo=UTC)
+    slot = next_slot(plan, now)
+    assert slot is not None
+    assert slot > now
+    told = as_told(plan, now)
+    assert (told.fold, told.astimezone(UTC)) == (0, datetime(2026, 10, 25, 1, tzinfo=UTC) - timedelta(microseconds=1))
 
 
 def test_apply_entry_is_passed_through(app: Celery) -> None:
