@@ -1,0 +1,438 @@
+"""The examples of docs/notifications.md, each of them run.
+
+A comment in front of a code block names it: `<!-- run: name -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from celery_pgleader.postgres import open_session
+from celery_pgleader.store import Schema
+from tests.support.eventually import eventually
+
+PAGE = Path(__file__).parents[2] / "docs" / "notifications.md"
+NAME, FENCE = r"(?:^<!-- run: (?P<name>[\w-]+) -->\n)?", r"^```(?P<language>\w+)\n(?P<code>.*?)^```$"
+BLOCK = re.compile(NAME + FENCE, re.MULTILINE | re.DOTALL)
+URL = "postgresql://shop@db/shop"
+TABLE = """
+create table orders (
+    id bigint generated always as identity primary key,
+    item text not null,
+    total numeric not null default 0,
+    confirmed_at timestamptz
+)
+"""
+SENT = "select channel, key, payload from pgleader.notifications order by id"
+
+# What the page takes for granted: an app, and its tasks.
+APP = """
+import json, os
+import psycopg
+from celery import Celery
+
+app = Celery("proj", broker=os.environ.get("PROJ_BROKER", "memory://"), set_as_current=True)
+app.conf.task_ignore_result = True
+
+
+def tell(name, value):
+    with psycopg.connect(os.environ["PGLEADER_DATABASE_URL"]) as db:
+        db.execute("insert into told (task, value) values (%s, %s)", [name, json.dumps(value)])
+
+
+def print(*words):
+    tell("print", words)
+
+
+@app.task(name="proj.on_order")
+def order(value):
+    tell("on_order", value)
+
+
+@app.task(name="proj.on_stock")
+def stock(value):
+    tell("on_stock", value)
+"""
+
+DJANGO = """
+import os
+import django
+from django.conf import settings
+from psycopg.conninfo import conninfo_to_dict
+
+parts = conninfo_to_dict(os.environ["PGLEADER_DATABASE_URL"])
+settings.configure(
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": parts["dbname"], "USER": parts["user"], "HOST": parts["host"], "PORT": parts["port"],
+        }
+    },
+    INSTALLED_APPS=[],
+)
+django.setup()
+from django.db import models
+
+
+class Order(models.Model):
+    item = models.TextField()
+
+    class Meta:
+        app_label = "shop"
+        db_table = "orders"
+        managed = False
+"""
+
+DJANGO_CALLS = """
+assert place_order("tea").id
+try:
+    with transaction.atomic():
+        place_order("coffee")
+        raise RuntimeError
+except RuntimeError:
+    pass
+"""
+
+SQLALCHEMY = """
+import os
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import URL, create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[str]
+
+
+parts = conninfo_to_dict(os.environ["PGLEADER_DATABASE_URL"])
+url = URL.create(
+    "postgresql+psycopg", parts["user"], host=parts["host"], port=int(parts["port"]), database=parts["dbname"]
+)
+"""
+
+SQLALCHEMY_CALLS = """
+engine = create_engine(url)
+assert place_order(engine, "tea")
+try:
+    place_order(engine, None)
+except Exception:
+    pass
+else:
+    raise AssertionError
+engine.dispose()
+"""
+
+ASYNC_CALLS = """
+import asyncio
+from sqlalchemy.ext.asyncio import create_async_engine
+
+
+async def main():
+    engine = create_async_engine(url)
+    await place_order(engine, "tea")
+    await engine.dispose()
+
+
+asyncio.run(main())
+"""
+
+
+def blocks() -> dict[str, tuple[str, str]]:
+    """Return language and code of each named block of the page."""
+    return {found["name"]: (found["language"], found["code"]) for found in BLOCK.finditer(PAGE.read_text())}
+
+
+class Project:
+    """A project that does as the page says, with a database of its own."""
+
+    def __init__(self, folder: Path, database: str) -> None:
+        """Prepare an app and the table of orders."""
+        self.database = database
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": os.pathsep.join([str(folder), str(PAGE.parents[1])]),
+            "PGLEADER_DATABASE_URL": database,
+        }
+        self.write(APP)
+        self.execute(TABLE)
+        self.execute("create table told (task text, value json)")
+
+    def write(self, *code: str) -> None:
+        """Write the app."""
+        (self.folder / "proj.py").write_text("\n".join(code).replace(URL, self.database))
+
+    def execute(self, *statements: str, role: str | None = None) -> None:
+        """Execute SQL, each text on its own."""
+        with psycopg.connect(make_conninfo(self.database, **({"user": role} if role else {})), autocommit=True) as db:
+            for statement in statements:
+                db.execute(statement.encode())
+
+    def rows(self, query: str) -> list[Any]:
+        """Return the rows of a query."""
+        with psycopg.connect(self.database) as db:
+            return db.execute(query.encode()).fetchall()
+
+    def python(self, *code: str) -> None:
+        """Run Python in a process of its own."""
+        text = "\n".join(code).replace(URL, self.database)
+        self._run(sys.executable, "-W", "error", "-c", text)
+
+    def shell(self, code: str, role: str | None = None) -> str:
+        """Run a shell script; return what it printed."""
+        url = make_conninfo(self.database, **({"user": role} if role else {}))
+        return self._run("sh", "-e", "-c", code, PGLEADER_DATABASE_URL=url)
+
+    def _run(self, *command: str, **environment: str) -> str:
+        env = {**self.environment, **environment}
+        result = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path, database: str) -> Project:
+    """Give a project whose database has the schema."""
+    with open_session(database, "test", unresponsive_after=5) as session:
+        Schema(session).migrate()
+    return Project(tmp_path, database)
+
+
+@pytest.fixture
+def role(database: str) -> Iterator[str]:
+    """Give a name for a role, and drop the role afterwards."""
+    name = "role_of_" + str(conninfo_to_dict(database)["dbname"])
+    yield name
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute(f"drop owned by {name} cascade; drop role {name}".encode())
+
+
+def code_of(name: str) -> str:
+    """Return the code of a block."""
+    return blocks()[name][1]
+
+
+def test_every_example_is_run() -> None:
+    """Each block of code has a name, and each name a test."""
+    names = [found["name"] for found in BLOCK.finditer(PAGE.read_text()) if found["language"] != "json"]
+    assert names
+    assert None not in names
+    assert len(names) == len(set(names))
+    tested = set(re.findall(r'code_of\("([\w-]+)"\)', Path(__file__).read_text()))
+    assert set(names) == tested
+
+
+def test_routes_and_all_ways_to_send(project: Project, valkey: str) -> None:
+    """A worker with the page's routes runs the tasks of what is sent in each of the page's ways."""
+    project.write(
+        APP, code_of("routes"), code_of("beside"), code_of("headers"), code_of("task").replace("on_order", "confirm")
+    )
+    project.environment["PROJ_BROKER"] = valkey
+    command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "--pgleader", "-P", "solo", "-l", "INFO"]
+    log = project.folder / "worker.log"
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            [*command, "-s", str(project.folder / "schedule")],
+            cwd=project.folder,
+            env=project.environment,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        project.execute(code_of("sql"))
+        project.python("from proj import app", code_of("python"), code_of("python-alone"))
+        project.shell(code_of("shell"))
+        project.execute(
+            "select pgleader.notify('parcels', '{\"id\": 7}')", "select pgleader.notify('stock', '{\"id\": 8}')"
+        )
+        orders = [{"id": 42}, {"item": "tea"}, {"item": "tea"}, {"id": 42}]
+
+        def told(task: str) -> list[Any]:
+            return [value for (value,) in project.rows(f"select value from told where task = '{task}'")]
+
+        eventually(lambda: told("on_order") == orders)
+        eventually(lambda: len(told("print")) == 2 and told("on_stock") == [{"id": 8}])
+        logged = next(words for words in told("print") if words[0] == "parcels")
+        assert logged[1] == 1
+        assert logged[2].keys() == {"id", "channel", "key", "deduplicate"}
+        assert ["parcel", 7] in told("print")
+        assert project.rows(SENT) == []
+
+        def heard() -> bool:
+            """Send a raw one, which reaches who listens, and tell whether one was heard."""
+            project.execute(code_of("raw"))
+            return len(told("on_order")) > len(orders)
+
+        eventually(heard)
+        before = len(told("on_order"))
+        project.shell(code_of("raw-shell"))
+        eventually(lambda: len(told("on_order")) > before)
+
+        project.execute("insert into orders (item) values ('jam')")
+        project.python("from proj import confirm", "confirm.delay({'id': 1})")
+        confirmed = "select count(*) from orders where confirmed_at is not null"
+        eventually(lambda: project.rows(confirmed) == [(1,)])
+    except AssertionError as error:
+        raise AssertionError(log.read_text()) from error
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_rights_to_send(project: Project, role: str) -> None:
+    """With those two a role can send, and not read; without either it cannot."""
+    project.execute(f"create role {role} login")
+    send = code_of("sql")
+    for grant in code_of("rights").replace("web", role).splitlines():
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            project.execute(send, role=role)
+        project.execute(grant)
+    project.execute(send, role=role)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        project.execute(SENT, role=role)
+    assert project.rows(SENT) == [("orders", "tea", {"id": 42})]
+
+
+def test_dead_letters(project: Project) -> None:
+    """They are listed, sent again and thrown away."""
+    dead = "insert into pgleader.dead_letters (id, uid, channel, payload, sent_at, attempts, error)"
+    project.execute(
+        f"{dead} select n, gen_random_uuid(), case when n < 20 then 'orders' else 'stock' end, '{{}}', now(), 5, 'no'"
+        " from generate_series(17, 21) n"
+    )
+    listed, ids, of_channel, dropped = project.shell(code_of("dead-letters").replace("\n", "\necho --\n", 3)).split(
+        "--\n"
+    )
+    assert "17 on orders" in listed
+    assert "21 on stock" in listed
+    assert ids.startswith("2 ")
+    assert of_channel.startswith("1 ")
+    assert dropped.startswith("2 ")
+    assert len(project.rows(SENT)) == 3
+    assert project.rows("select 1 from pgleader.dead_letters") == []
+
+
+def test_watch_and_unwatch(project: Project) -> None:
+    """A watch sends what the page shows, for what the page says, and sends no more when it has ended."""
+    project.shell(code_of("watch"))
+    project.execute(
+        "insert into orders (id, item, total) overriding system value values (42, 'tea', 90)",
+        "update orders set total = 120",
+        "update orders set confirmed_at = now()",
+        "delete from orders",
+    )
+    shown = json.loads(next(found["code"] for found in BLOCK.finditer(PAGE.read_text()) if found["language"] == "json"))
+    assert project.rows(SENT) == [("orders", 'public.orders {"id": 42}', shown)]
+
+    printed = project.shell(code_of("unwatch"))
+    assert "public.orders: insert, per row, to channel orders" in printed
+    project.execute("insert into orders (item, total) values ('tea', 200)")
+    assert len(project.rows(SENT)) == 1
+
+
+@pytest.mark.xfail(
+    raises=psycopg.errors.AmbiguousColumn, reason="`new` is a variable of the trigger's function as well"
+)
+def test_watch_of_statements(project: Project) -> None:
+    """One notification for each statement that changes rows."""
+    project.shell("celery -A proj pgleader watch orders --channel orders --per statement --columns item")
+    project.execute(
+        "insert into orders (item) values ('tea'), ('jam')",
+        "update orders set item = 'coffee' where item = 'jam'",
+        "update orders set item = 'none' where false",
+        "delete from orders where item = 'coffee'",
+    )
+    sent = project.rows(SENT)
+    assert [key for _, key, _ in sent] == ["public.orders"] * 3
+    assert [(payload["operation"], len(payload["rows"])) for *_, payload in sent] == [
+        ("insert", 2),
+        ("update", 1),
+        ("delete", 1),
+    ]
+    assert sent[1][2]["rows"] == [{"key": {"id": 2}, "new": {"item": "coffee"}, "old": {"item": "jam"}}]
+
+
+def test_rights_to_watch(project: Project, role: str) -> None:
+    """The table's owner can set a watch up with those; who writes to the table needs none of them."""
+    project.execute(f"create role {role} login", f"alter table orders owner to {role}")
+    project.execute(code_of("watch-rights").replace("shop_owner", role))
+    project.shell(code_of("watch"), role=role)
+
+    writer = f"{role}_writer"
+    project.execute(f"create role {writer} login", f"grant insert on orders to {writer}")
+    try:
+        project.execute("insert into orders (item, total) values ('tea', 200)", role=writer)
+    finally:
+        project.execute(f"drop owned by {writer}; drop role {writer}")
+    assert [payload["new"] for *_, payload in project.rows(SENT)] == [{"item": "tea", "total": 200}]
+
+
+@pytest.mark.parametrize("how", ["session", "role", "url"])
+def test_without_notify(project: Project, role: str, how: str) -> None:
+    """Nobody is woken, whichever way that was asked for."""
+    project.execute(f"create role {role} login superuser")
+    in_session, for_role = code_of("wake").replace("importer", role).splitlines()
+    url = make_conninfo(project.database, user=role)
+    if how == "role":
+        project.execute(for_role)
+    if how == "url":
+        found = re.search(r"`\?(options=[^`]+)`", PAGE.read_text())
+        assert found
+        parts = conninfo_to_dict(project.database)
+        url = f"postgresql://{role}@{parts['host']}:{parts['port']}/{parts['dbname']}?{found[1]}"
+    with psycopg.connect(project.database, autocommit=True) as leader, psycopg.connect(url, autocommit=True) as sender:
+        leader.execute("listen pgleader")
+        if how == "session":
+            sender.execute(in_session.encode())
+        sender.execute("select pgleader.notify('orders', '1')")
+        # This one is heard, and the other would have been before it.
+        leader.execute("select pg_notify('pgleader', 'end')")
+        assert [heard.payload for heard in leader.notifies(timeout=10, stop_after=1)] == ["end"]
+    assert len(project.rows(SENT)) == 1
+
+
+def test_outbox_in_a_trigger(project: Project) -> None:
+    """With the insert, and only with it."""
+    project.execute(code_of("trigger"))
+    project.execute(
+        "insert into orders (item) values ('tea')", "begin; insert into orders (item) values ('x'); rollback"
+    )
+    assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
+
+
+def test_outbox_with_django(project: Project) -> None:
+    """With the transaction, and only with it."""
+    project.python(DJANGO, code_of("django"), DJANGO_CALLS)
+    assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
+    assert project.rows("select item from orders") == [("tea",)]
+
+
+def test_outbox_with_sqlalchemy(project: Project) -> None:
+    """With the session, and only with it."""
+    project.python(SQLALCHEMY, code_of("sqlalchemy"), SQLALCHEMY_CALLS)
+    assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
+    assert project.rows("select item from orders") == [("tea",)]
+
+
+def test_outbox_with_an_async_session(project: Project) -> None:
+    """The same."""
+    project.python(SQLALCHEMY, code_of("sqlalchemy-async"), ASYNC_CALLS)
+    assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
