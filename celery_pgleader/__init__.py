@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_pgleader.election import Change, Leadership, Term
-    from celery_pgleader.errors import ConfigurationError, NotificationError, PgLeaderError, ServerUnsuitable
+    from celery_pgleader.errors import (
+        ConfigurationError,
+        LeadershipLost,
+        NotificationError,
+        PgLeaderError,
+        ServerUnsuitable,
+    )
     from celery_pgleader.notifications.registry import on_notification
     from celery_pgleader.notifications.sending import notify
     from celery_pgleader.signals import leadership_gained, leadership_lost
     from celery_pgleader.slot import Slot, current_slot
     from celery_pgleader.standalone import LeaderElector
     from celery_pgleader.tasks import LeaderOnlyTask
+    from celery_pgleader.tasks.run_leadership import RunLeadership, current_leadership
     from celery_pgleader.worker import PgLeader
 
 _HOMES = {
@@ -27,12 +34,15 @@ _HOMES = {
     "LeaderElector": "standalone",
     "LeaderOnlyTask": "tasks",
     "Leadership": "election",
+    "LeadershipLost": "errors",
     "NotificationError": "errors",
     "PgLeader": "worker",
     "PgLeaderError": "errors",
+    "RunLeadership": "tasks.run_leadership",
     "ServerUnsuitable": "errors",
     "Slot": "slot",
     "Term": "election",
+    "current_leadership": "tasks.run_leadership",
     "current_slot": "slot",
     "leadership_gained": "signals",
     "leadership_lost": "signals",
@@ -46,12 +56,15 @@ __all__ = [
     "LeaderElector",
     "LeaderOnlyTask",
     "Leadership",
+    "LeadershipLost",
     "NotificationError",
     "PgLeader",
     "PgLeaderError",
+    "RunLeadership",
     "ServerUnsuitable",
     "Slot",
     "Term",
+    "current_leadership",
     "current_slot",
     "leadership_gained",
     "leadership_lost",

@@ -53,6 +53,7 @@ class Config:
         schedule: what is done about late slots and long runs, by the name or pattern of schedule entries. Default:
             as Celery does.
         retention: seconds for which the ledger keeps slots and terms. Default 604800, a week.
+        drain_timeout: seconds for which a leader that shuts down stays for its leader-only tasks to end. Default 300.
 
     Raises:
         ConfigurationError: a value, or a relation between two, that cannot work; the message names the
@@ -70,6 +71,7 @@ class Config:
     channels: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
     schedule: Mapping[str, Policy] = field(default_factory=dict)
     retention: float = 604_800.0
+    drain_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         """Read each value into its type, then check the values against each other."""
@@ -256,4 +258,5 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "channels": read_channels,
     "schedule": read_policies,
     "retention": _seconds(MIN_RETENTION, MAX_RETENTION),
+    "drain_timeout": _seconds(0.0),
 }

@@ -3,7 +3,8 @@
 PgLeaderError
 ├── ConfigurationError    a setting, or two settings together, that cannot work
 ├── ServerUnsuitable      a Postgres server on which no election can be held
-└── NotificationError     a notification that cannot be sent as it was given
+├── NotificationError     a notification that cannot be sent as it was given
+└── LeadershipLost        a leader-only task runs on a node that does not lead any more
 """
 
 from __future__ import annotations
@@ -27,3 +28,7 @@ class ServerUnsuitable(PgLeaderError):
 
 class NotificationError(PgLeaderError, ValueError):
     """The notification cannot be sent as it was given."""
+
+
+class LeadershipLost(PgLeaderError):
+    """This node does not lead the term any more under which the task was begun."""

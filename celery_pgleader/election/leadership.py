@@ -55,14 +55,19 @@ class Leadership:
     Whoever acts as the leader asks `trusted` first, each time.
     """
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, clock: Clock = time.monotonic, tell: Callable[[int, float], object] = lambda _term, _until: None
+    ) -> None:
         """Begin without leading.
 
         Args:
             clock: monotonic seconds; the trust window is measured by it.
+            tell: called with the number of the term and the end of trust in it, whenever they change; with zeros once
+                there is none.
 
         """
         self._clock = clock
+        self._tell = tell
         # All of it changes together, and is read without a lock, even in a signal handler.
         self._held: tuple[Term, float, Callable[[], bool]] | None = None
         self._changed = threading.Condition()
@@ -152,6 +157,7 @@ class Leadership:
         """Trust the present term for longer."""
         if self._held is not None:
             self._held = self._held[0], trusted_until, self._held[2]
+            self._tell(self._held[0].number, trusted_until)
 
     def lose(self, term: Term, reason: str) -> None:
         """End a term, if it has not ended yet."""
@@ -161,6 +167,7 @@ class Leadership:
     def _announce(self, held: tuple[Term, float, Callable[[], bool]] | None, change: Change) -> None:
         with self._changed:
             self._held = held
+            self._tell(*((held[0].number, held[1]) if held is not None else (0, 0.0)))
             self._changed.notify_all()
             for callback in tuple(self._subscribers):
                 _call(callback, change)

@@ -318,3 +318,9 @@ BACKLOG = """
 select channel, count(*), min(sent_at), extract(epoch from clock_timestamp() - min(sent_at))::float
   from pgleader.notifications group by channel order by channel
 """
+
+# Who else has led, for as long as their messages could still be under way.
+OTHER_LEADERS = """
+select distinct node from pgleader.terms
+ where election = %(election)s and node <> %(node)s and gained_at > clock_timestamp() - interval '1 day'
+"""

@@ -9,6 +9,7 @@ from celery import Task
 from celery_pgleader.config import election_of
 
 STRATEGY = "celery_pgleader.tasks.strategy:leader_only"
+REQUEST = "celery_pgleader.tasks.request:LeaderRequest"
 
 
 def queue_name(election: str) -> str:
@@ -26,6 +27,10 @@ class LeaderOnlyTask(Task):  # type: ignore[type-arg]  # generic in the stubs, b
     abstract = True
     leader_only = True
     Strategy = STRATEGY
+    Request = REQUEST
+    # A run that dies with its worker is run again, by the next leader.
+    acks_late = True
+    reject_on_worker_lost = True
 
     @property
     def queue(self) -> str:
@@ -39,5 +44,7 @@ def route_leader_only_tasks(app: Any, election: str) -> None:
         if getattr(task, "leader_only", False) and not isinstance(task, LeaderOnlyTask):
             task.queue = queue_name(election)
             task.Strategy = STRATEGY
+            task.Request = REQUEST
+            task.acks_late = task.reject_on_worker_lost = True
             # Celery keeps what it once read of the attributes.
             task._exec_options = None  # noqa: SLF001

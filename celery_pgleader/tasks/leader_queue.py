@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery.worker import state
 
 from celery_pgleader.election import Change, Leadership
+from celery_pgleader.tasks.request import give_back
 
 
 class LeaderQueue:
@@ -57,11 +60,23 @@ class LeaderQueue:
         except RuntimeError:
             # The main loop is changing the set at this very moment, so the worker is at work.
             return True
-        return any(getattr(request.task, "leader_only", False) for request in requests)
+        return any(_is_leader_only(request) for request in requests)
 
     def on_change(self, _change: Change) -> None:
         """Follow the leadership."""
         self._ask_for_reconcile()
+
+    def call_in_loop(self, call: Callable[[Any], object]) -> None:
+        """Have something called with the consumer, in the worker's main loop, if there is one then."""
+
+        def call_with_consumer() -> None:
+            consumer = self._consumer
+            if consumer is not None and consumer.task_consumer is not None:
+                call(consumer)
+
+        consumer = self._consumer
+        if consumer is not None:
+            consumer.call_soon(call_with_consumer)
 
     def reconcile(self) -> None:
         """Consume or not, as it should be now. To be called in the worker's main loop only."""
@@ -78,8 +93,45 @@ class LeaderQueue:
             consumer.add_task_queue(self.name)
         elif consuming and not wanted:
             consumer.cancel_task_queue(self.name)
+        if not self._leadership.trusted():
+            self._give_back(consumer)
+
+    def _give_back(self, consumer: Any) -> None:
+        """Return to the queue what was received and has not begun; end what is to be aborted."""
+        for request, timer in _scheduled(consumer):
+            consumer.timer.cancel(timer)
+            consumer.qos.decrement_eventually()
+            give_back(request)
+        for request in list(state.reserved_requests):
+            if not _is_leader_only(request):
+                continue
+            if request in state.active_requests:
+                if getattr(request.task, "on_leadership_lost", "finish") == "abort":
+                    _abort(consumer, request)
+            elif request._apply_result is None:  # noqa: SLF001 - whether the pool has it is told by nothing else
+                give_back(request)
 
     def _ask_for_reconcile(self) -> None:
         consumer = self._consumer
         if consumer is not None:
             consumer.call_soon(self.reconcile)
+
+
+def _is_leader_only(request: Any) -> bool:
+    return bool(getattr(request.task, "leader_only", False))
+
+
+def _scheduled(consumer: Any) -> Iterator[tuple[Any, Any]]:
+    """Give the leader-only requests that wait for their time, each with its timer."""
+    # Like Celery's own `inspect scheduled`.
+    for waiting in list(consumer.timer.schedule.queue):
+        arguments = getattr(waiting.entry, "args", None) or ()
+        request = arguments[0] if arguments else None
+        if request is not None and hasattr(request, "task") and _is_leader_only(request):
+            yield request, waiting.entry
+
+
+def _abort(consumer: Any, request: Any) -> None:
+    """End a run in a process of its own; its message goes back to the queue when that is seen to be gone."""
+    if request.worker_pid and hasattr(consumer.pool, "terminate_job"):
+        consumer.pool.terminate_job(request.worker_pid, signal.SIGKILL)

@@ -10,13 +10,15 @@ from typing import Any
 
 import psycopg
 from celery import signals, states
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
 
 from celery_pgleader.config import Config
 from celery_pgleader.policies import Overlap
 from celery_pgleader.slot import NOTIFICATION_HEADER, Slot
 from celery_pgleader.store.runs import Runs, entry_key, task_key
+from celery_pgleader.tasks.run_leadership import RunLeadership
+from celery_pgleader.tasks.trust_page import reader
 
 logger = get_logger(__name__)
 
@@ -66,6 +68,8 @@ class RunGuard:
 
     def before_start(self, task: Any, task_id: str) -> None:
         """Raise what makes Celery leave a run out."""
+        if getattr(task, "leader_only", False):
+            self._lead(task)
         slot = Slot.of_request(task.request)
         notification = task.request.get(NOTIFICATION_HEADER)
         if slot is not None and (slot.deduplicate or slot.overlap != Overlap.ALLOW.value):
@@ -95,6 +99,14 @@ class RunGuard:
             raise Ignore("pgleader: it waits for an earlier run to end")
         logger.info("pgleader: %s is not run: %s", run.what, reason)
         raise Ignore(f"pgleader: {reason}")
+
+    def _lead(self, task: Any) -> None:
+        """Have a leader-only task begin under the term that this node leads, or go back to the leader queue."""
+        term = reader.term()
+        if term is None:
+            logger.info("pgleader: %s is not run: this node does not lead", task.name)
+            raise Reject("pgleader: this node does not lead", requeue=True)
+        task.request.pgleader_leadership = RunLeadership(self._config.election, term)
 
     def _begin(self, run: GuardedRun, slot: Slot | None) -> str | None:
         """Begin a run; return why it must not be, if so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,14 +10,14 @@ from celery.utils.log import get_logger
 
 from celery_pgleader.beat import LeaderBeat
 from celery_pgleader.config import Config
-from celery_pgleader.election import Change, Elector, Leadership, LockSession, TermRunner
+from celery_pgleader.election import Change, Elector, Leadership, LockSession, Term, TermRunner
 from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.listener import Listener
 from celery_pgleader.notifications.registry import routes
 from celery_pgleader.notifications.relay import Relay
 from celery_pgleader.signals import leadership_gained, leadership_lost
 from celery_pgleader.store import LEDGER_TERMS
-from celery_pgleader.threads import Inbox
+from celery_pgleader.threads import Ending, Inbox
 
 logger = get_logger(__name__)
 
@@ -24,7 +25,15 @@ logger = get_logger(__name__)
 class Candidate:
     """Builds an elector and those who follow its leadership; starts them in order, stops them in reverse."""
 
-    def __init__(self, app: Any, node: str, config: Config, scheduler: Any, schedule_filename: str) -> None:
+    def __init__(
+        self,
+        app: Any,
+        node: str,
+        config: Config,
+        scheduler: Any,
+        schedule_filename: str,
+        leadership: Leadership | None = None,
+    ) -> None:
         """Put everything together.
 
         Args:
@@ -33,11 +42,12 @@ class Candidate:
             config: in which election, and where.
             scheduler: the beat scheduler's class, or its name.
             schedule_filename: where a scheduler that keeps a file keeps it.
+            leadership: who is told; by default a new one.
 
         """
         self._config = config
         self._node = node
-        self.leadership = Leadership()
+        self.leadership = leadership or Leadership()
         beat = LeaderBeat(app, scheduler, schedule_filename, config, self.leadership)
         self.elector = Elector(
             config,
@@ -57,6 +67,10 @@ class Candidate:
                 TermRunner(self.leadership, "listener", listener.run, logger),
                 TermRunner(self.leadership, "relay", relay.run, logger),
             ]
+
+    def follow(self, name: str, run: Callable[[Term, Ending], None]) -> None:
+        """Have something more called for each term; to be said before `start`."""
+        self._runners.append(TermRunner(self.leadership, name, run, logger))
 
     def start(self) -> None:
         """Begin to stand for the election. Never raises: a database that is away is waited for."""

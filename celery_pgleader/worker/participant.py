@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
+
+from celery.utils.log import get_logger
 
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership
 from celery_pgleader.tasks import queue_name, route_leader_only_tasks
 from celery_pgleader.tasks.leader_queue import LeaderQueue
+from celery_pgleader.tasks.orphans import Orphans
+from celery_pgleader.tasks.trust_page import TrustPage
 from celery_pgleader.worker.candidate import Candidate
+
+logger = get_logger(__name__)
 
 DRAIN_GLANCE = 0.02
 
@@ -26,12 +33,18 @@ class Participant:
 
         """
         app = worker.app
-        self._candidate = Candidate(app, worker.hostname, config, worker.scheduler, worker.schedule_filename)
+        self._drain_timeout = config.drain_timeout
+        # Before the pool's first process is forked.
+        self._page = TrustPage()
+        self.leadership = Leadership(tell=self._page.write)
+        self._candidate = Candidate(
+            app, worker.hostname, config, worker.scheduler, worker.schedule_filename, self.leadership
+        )
         self._elector = self._candidate.elector
-        self.leadership: Leadership = self._candidate.leadership
         self.leader_queue = LeaderQueue(queue_name(config.election), self.leadership)
         self.leader_queue.leave_out(app)
         route_leader_only_tasks(app, config.election)
+        self._candidate.follow("keeper of orphans", Orphans(app, config, self.leader_queue).run)
         self._draining: threading.Thread | None = None
 
     def start(self) -> None:
@@ -50,7 +63,7 @@ class Participant:
             self._elector.leave()
 
     def drain(self) -> None:
-        """Leave as soon as the last leader-only task has ended; return at once.
+        """Leave as soon as the last leader-only task has ended, or has taken too long; return at once.
 
         The beat goes on meanwhile, so that a long task does not hold the schedule up.
         """
@@ -65,6 +78,7 @@ class Participant:
     def stop(self, timeout: float = 2.0) -> None:
         """Leave and end all threads, waiting for each at most `timeout` seconds."""
         self._candidate.stop(timeout)
+        self._page.close()
 
     def info(self) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
@@ -72,6 +86,12 @@ class Participant:
 
     def _drain(self) -> None:
         never = threading.Event()
+        until = time.monotonic() + self._drain_timeout
         while self.leader_queue.is_busy():
+            if time.monotonic() > until:
+                logger.warning(
+                    "pgleader: leaving although leader-only tasks have not ended within %g s", self._drain_timeout
+                )
+                break
             never.wait(DRAIN_GLANCE)
         self._elector.leave()

@@ -1,0 +1,29 @@
+"""How a worker treats a leader-only task between its reception and its run."""
+
+from __future__ import annotations
+
+from celery.worker import state
+from celery.worker.request import Request
+
+from celery_pgleader.tasks.trust_page import reader
+
+
+class LeaderRequest(Request):
+    """A request that goes back to the leader queue if its time to run comes when this node does not lead."""
+
+    def revoked(self) -> bool:
+        """Tell whether it is not to be run; asked right before it is handed to the pool."""
+        if super().revoked():
+            return True
+        if reader.term() is not None:
+            return False
+        give_back(self)
+        return True
+
+
+def give_back(request: Request) -> None:
+    """Return a request's message to its queue. To be called in the worker's main loop only."""
+    state.task_ready(request)
+    request.reject(requeue=True)
+    # Whoever has it in hand still is to let go of it.
+    request._already_revoked = True  # type: ignore[attr-defined]  # noqa: SLF001 - as Celery does
