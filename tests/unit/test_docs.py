@@ -6,10 +6,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 import celery_pgleader
-from celery_pgleader.cli.plugin import WORKER_OPTIONS
+from celery_pgleader.channels import Route
+from celery_pgleader.cli.plugin import WORKER_OPTIONS, pgleader
 from celery_pgleader.config import PREFIX, Config
 
 ROOT = Path(__file__).parents[2]
@@ -105,12 +107,46 @@ def test_every_worker_option_is_documented_and_every_documented_option_exists() 
 def test_page_names_only_what_exists(page: Path) -> None:
     """Settings, environment variables and options are those of the code, on every page."""
     text = page.read_text()
-    headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term", "pgleader_slot"}
+    headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term", "pgleader_slot", "pgleader_notification"}
     settings = {f"{PREFIX}{name}" for name in FIELDS}
     assert set(re.findall(r"(?<![\w.])pgleader_\w+", text)) <= settings | headers
     assert set(re.findall(r"\bPGLEADER_\w+", text)) <= {f"PGLEADER_{name.upper()}" for name in FIELDS} | {"PGLEADER_"}
     options = {name for option in WORKER_OPTIONS for name in (*option.opts, *option.secondary_opts)}
     assert set(re.findall(r"--(?:no-)?pgleader[\w-]*", text)) <= options
+
+
+def commands(group: click.Group, *words: str) -> dict[str, click.Command]:
+    """Return the commands of a group and of its groups, by their words."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found |= commands(command, *words, name) if isinstance(command, click.Group) else {}
+        found[" ".join([*words, name])] = command
+    return found
+
+
+def test_every_command_is_documented_and_every_documented_command_exists() -> None:
+    """On the pages, with options that it has."""
+    existing = commands(pgleader)
+    shown = set()
+    for line in re.findall(r"celery -A \S+ pgleader ([^`\n]+)", "\n".join(code(page) for page in PAGES)):
+        words = line.split()
+        if words[0] == "...":
+            continue
+        name = " ".join(words[:2]) if words[0] == "notifications" else words[0]
+        shown.add(name)
+        options = {option for param in existing[name].params for option in (*param.opts, *param.secondary_opts)}
+        assert set(re.findall(r"(?<!\S)--\w[\w-]*", line)) <= options, line
+    groups = {name for name, command in existing.items() if isinstance(command, click.Group)}
+    assert shown == existing.keys() - groups
+
+
+def test_every_field_of_a_route_is_documented() -> None:
+    """In the table of the page, with its default."""
+    table = (ROOT / "docs" / "notifications.md").read_text().partition("| In the dict |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| *([^|]*?) *\|", table, re.MULTILINE))
+    assert list(rows) == [field.name for field in dataclasses.fields(Route)]
+    assert rows["decode"] == f"`{Route('any').decode}`"
+    assert rows["deduplicate"] == f"`{Route('any').deduplicate}`"
 
 
 @pytest.mark.parametrize("name", celery_pgleader.__all__)
