@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.worker import state
 
 from celery_pgleader.election import Change, Leadership
@@ -133,5 +136,7 @@ def _scheduled(consumer: Any) -> Iterator[tuple[Any, Any]]:
 
 def _abort(consumer: Any, request: Any) -> None:
     """End a run in a process of its own; its message goes back to the queue when that is seen to be gone."""
-    if request.worker_pid and hasattr(consumer.pool, "terminate_job"):
-        consumer.pool.terminate_job(request.worker_pid, signal.SIGKILL)
+    if request.worker_pid and isinstance(consumer.pool, PreforkPool):
+        # Not by the pool's terminate_job(), after which the message counts as done.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(request.worker_pid, signal.SIGKILL)

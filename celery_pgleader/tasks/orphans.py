@@ -25,6 +25,7 @@ logger = get_logger(__name__)
 
 # Between one look for earlier leaders and the next.
 GLANCE = 1.0
+PING_PATIENCE = 1.0
 
 
 class Orphans:
@@ -48,28 +49,36 @@ class Orphans:
         with self._app.connection_for_read() as connection:
             concerned = connection.transport.driver_type == "redis"
         while concerned and not ended.is_set():
-            try:
-                alone = not self._others(term)
-            except psycopg.Error as error:
-                logger.debug("pgleader: cannot tell whether earlier leaders are gone: %s", error)
-                alone = False
-            if alone:
+            if self._are_gone(term):
                 self._leader_queue.call_in_loop(self._restore)
                 break
             ended.wait(GLANCE)
         ended.wait()
 
-    def _others(self, term: Term) -> list[str]:
-        """Return the earlier leaders that are still there."""
+    def _are_gone(self, term: Term) -> bool:
+        """Tell whether none of the earlier leaders is there any more."""
+        try:
+            earlier, there = self._look(term)
+            if earlier and not there:
+                # One that has just lost its session comes back within a moment; its worker would answer meanwhile.
+                there = self._app.control.ping(destination=earlier, timeout=PING_PATIENCE) or self._look(term)[1]
+        except psycopg.Error as error:
+            logger.debug("pgleader: cannot tell whether earlier leaders are gone: %s", error)
+            return False
+        return not there
+
+    def _look(self, term: Term) -> tuple[list[str], list[str]]:
+        """Return who has led before, and which of them are there."""
         config = self._config
         with open_session(config.database_url, session_name("orphans", term.node), unresponsive_after=config.ttl) as db:
             rows = db.execute(OTHER_LEADERS, {"election": term.election, "node": term.node}).fetchall()
-            sessions = {session_name(role, node): node for (node,) in rows for role in ("leader", "follower")}
+            earlier = [node for (node,) in rows]
+            sessions = {session_name(role, node): node for node in earlier for role in ("leader", "follower")}
             there = db.execute(
                 "select application_name from pg_stat_activity where application_name = any(%(names)s)",
                 {"names": list(sessions)},
             ).fetchall()
-        return [sessions[name] for (name,) in there]
+        return earlier, [sessions[name] for (name,) in there]
 
     def _restore(self, consumer: Any) -> None:
         channel = consumer.task_consumer.channel

@@ -1,0 +1,156 @@
+"""What becomes of leader-only tasks when the lead is lost, with real workers and brokers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.workers import PATIENCE, Worker, Workers
+
+APP = "tests.acceptance.leading"
+
+
+@pytest.fixture
+def leading(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]:
+    """Make workers on a broker, with a pool."""
+    groups: list[Workers] = []
+
+    def make(broker: str, pool: str = "prefork", **environment: str) -> Workers:
+        group = Workers(tmp_path, database, broker, pool)
+        group.environment |= environment
+        groups.append(group)
+        return group
+
+    yield make
+    for group in groups:
+        group.end()
+
+
+def pair(group: Workers, *options: str) -> tuple[Worker, Worker]:
+    """Start two workers; return the leader and the other, once that is next in line."""
+    workers = [group.start(name, *options, app=APP) for name in ("a", "b")]
+    leader = group.await_leader()
+    group.await_successors(1)
+    (other,) = [worker for worker in workers if worker is not leader]
+    leader.await_line("beat started")
+    return leader, other
+
+
+def send(group: Workers, task: str, key: str, seconds: float = 0.0, **options: float) -> None:
+    """Send a leader-only task, as a program would that knows nothing of the package."""
+    group.sender.send_task(f"leading.{task}", [key, seconds], queue="leader.proj", **options)
+
+
+def end_session(group: Workers, database: str) -> None:
+    """Have the leader lose its lock, while it lives on."""
+    (seat,) = [seat for seat in group.seats() if seat.role == "leader"]
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("select pg_terminate_backend(%s)", (seat.backend_pid,))
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+@pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
+def test_what_has_not_begun_goes_back(
+    broker: str, pool: str, leading: Callable[..., Workers], database: str, request: pytest.FixtureRequest
+) -> None:
+    """Prefetched, reserved, and waiting for its time: all of it runs on the next leader, once."""
+    group = leading(request.getfixturevalue(broker), pool, LEADING_PREFETCH="4")
+    leader, other = pair(group, "-c", "1")
+    send(group, "finish", "running", 4.0)
+    group.await_fact("began", key="running")
+    keys = [f"waiting {number}" for number in range(3)]
+    for key in keys:
+        send(group, "finish", key)
+    send(group, "finish", "later", countdown=3.0)
+    leader.await_line("leading.finish", 1 if pool == "solo" else 4)
+    end_session(group, database)
+    group.await_fact("gained", node=other.node)
+    for key in ("running", *keys, "later"):
+        group.await_fact("ended", key=key)
+    began = {fact["key"]: fact for fact in group.facts("began")}
+    assert began["running"]["node"] == leader.node
+    assert {began[key]["node"] for key in (*keys, "later")} == {other.node}
+    assert len(group.facts("began")) == len(began), "each was run once"
+
+
+def test_a_leader_that_is_killed_on_redis(leading: Callable[..., Workers], valkey: str) -> None:
+    """The next one restores what it had taken, long before the visibility timeout of an hour."""
+    group = leading(valkey)
+    leader, other = pair(group)
+    send(group, "finish", "interrupted", 3.0)
+    group.await_fact("began", key="interrupted")
+    leader.send(signal.SIGKILL)
+    again = group.await_fact("began", key="interrupted", more_than=1)
+    assert again["node"] == other.node
+    gained = group.await_fact("gained", node=other.node)
+    assert again["at"] - gained["at"] < PATIENCE / 2
+    group.await_fact("ended", key="interrupted")
+
+
+def test_nothing_is_restored_while_the_old_leader_lives(
+    leading: Callable[..., Workers], valkey: str, database: str
+) -> None:
+    """Its run goes on, and is not begun a second time beside it."""
+    group = leading(valkey)
+    leader, other = pair(group)
+    send(group, "finish", "running", 6.0)
+    group.await_fact("began", key="running")
+    end_session(group, database)
+    group.await_fact("gained", node=other.node)
+    ended = group.await_fact("ended", key="running")
+    assert (ended["node"], ended["trusted"]) == (leader.node, False)
+    send(group, "finish", "after")
+    group.await_fact("ended", key="after")
+    assert len(group.facts("began", key="running")) == 1
+
+
+def test_the_stale_leader(leading: Callable[..., Workers], valkey: str, database: str) -> None:
+    """Stopped inside of a task and resumed after another has taken over: it is told, and its write fails."""
+    group = leading(valkey)
+    leader, other = pair(group)
+    send(group, "write", "stale", 4.0)
+    first = group.await_fact("began", key="stale")
+    os.killpg(leader.process.pid, signal.SIGSTOP)
+    gained = group.await_fact("gained", node=other.node)
+    os.killpg(leader.process.pid, signal.SIGCONT)
+    group.await_fact("stopped", key="stale")
+    group.await_fact("fenced", key="stale")
+    send(group, "write", "fresh", 0.0)
+    written = group.await_fact("written", key="fresh")
+    assert written["term"] == gained["term"] > first["term"]
+    with psycopg.connect(database) as connection:
+        terms = connection.execute("select distinct term from written").fetchall()
+    assert terms == [(gained["term"],)]
+
+
+def test_a_run_that_is_to_be_aborted(leading: Callable[..., Workers], valkey: str, database: str) -> None:
+    """It is ended on the old leader, and begun again on the next."""
+    group = leading(valkey)
+    leader, other = pair(group)
+    send(group, "abort", "long", 5.0)
+    group.await_fact("began", key="long", node=leader.node)
+    end_session(group, database)
+    group.await_fact("began", key="long", node=other.node)
+    ended = group.await_fact("ended", key="long")
+    assert (ended["node"], ended["trusted"]) == (other.node, True)
+    assert len(group.facts("ended")) == 1
+
+
+def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str) -> None:
+    """A leader that shuts down stays for its leader-only tasks, but not for ever."""
+    group = leading(valkey, PGLEADER_DRAIN_TIMEOUT="1")
+    leader, other = pair(group)
+    send(group, "finish", "long", 8.0)
+    group.await_fact("began", key="long")
+    leader.send(signal.SIGTERM)
+    gained = group.await_fact("gained", node=other.node)
+    ended = group.await_fact("ended", key="long")
+    assert gained["at"] < ended["at"]
+    leader.await_line("leaving although leader-only tasks have not ended within 1 s")
+    eventually(lambda: leader.process.poll() is not None, timeout=PATIENCE)
