@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from celery_pgleader.channels import check_channel
 from celery_pgleader.config import Config
@@ -104,17 +105,36 @@ def _current_config() -> Config:
 
 
 def _execute(connection: Any, statement: str, parameters: dict[str, Any]) -> None:
-    if type(connection).__module__.partition(".")[0] == "sqlalchemy":
+    if _is_asynchronous(connection):
+        raise TypeError(
+            f"connection: {type(connection).__name__} is asynchronous; execute `select pgleader.notify(...)` with it"
+        )
+    if _is_of(connection, "sqlalchemy"):
         from sqlalchemy import text  # noqa: PLC0415 - whoever brings a connection of it has it
 
         for name in parameters:
             statement = statement.replace(f"%({name})s::jsonb", f"cast(:{name} as jsonb)")
             statement = statement.replace(f"%({name})s", f":{name}")
         connection.execute(text(statement), parameters)
-    elif isinstance(connection, psycopg.AsyncConnection):
-        raise TypeError("connection: an AsyncConnection cannot be used here; execute pgleader.notify() with it")
+    elif isinstance(connection, psycopg.Connection):
+        # Whatever kind of cursors and rows it makes otherwise.
+        with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+            cursor.execute(statement, parameters)
     elif hasattr(connection, "cursor"):
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
     else:
         raise TypeError(f"connection: must be of psycopg, psycopg2, Django or SQLAlchemy, not {type(connection)!r}")
+
+
+def _is_of(connection: Any, package: str) -> bool:
+    """Tell whether an object's class, or one that it is derived from, is a package's."""
+    return any(cls.__module__.partition(".")[0] == package for cls in type(connection).__mro__)
+
+
+def _is_asynchronous(connection: Any) -> bool:
+    return (
+        isinstance(connection, psycopg.AsyncConnection)
+        or _is_of(connection, "asyncpg")
+        or any(cls.__module__.startswith("sqlalchemy.ext.asyncio") for cls in type(connection).__mro__)
+    )
