@@ -31,7 +31,7 @@ class Courier:
         """Give a producer; at the end, see that the broker has got what was published with it.
 
         Raises:
-            BrokerAway: it has not, or not all of it.
+            NotTaken: it has not, or not all of it.
 
         """
         try:
@@ -40,10 +40,10 @@ class Courier:
             with self._load:
                 yield self._producer
         except BaseException as error:
-            away = self.is_away(error)
+            not_taken = self._not_taken(error)
             self.close()
-            if away:
-                raise BrokerAway(repr(error)) from error
+            if not_taken is not None:
+                raise not_taken from error
             raise
 
     def reachable(self) -> bool:
@@ -56,10 +56,9 @@ class Courier:
             return False
         return True
 
-    def is_away(self, error: BaseException) -> bool:
-        """Tell whether an error says that the broker is away, rather than something of a message."""
-        known = self._connection.connection_errors if self._connection is not None else ()
-        return isinstance(error, (OSError, OperationalError, *known))
+    def is_of_connection(self, error: BaseException) -> bool:
+        """Tell whether an error says something of the connection, rather than of the message at hand."""
+        return self._not_taken(error) is not None
 
     def close(self) -> None:
         """Disconnect."""
@@ -68,16 +67,46 @@ class Courier:
             with contextlib.suppress(Exception):
                 connection.release()
 
+    def _not_taken(self, error: BaseException) -> NotTaken | None:
+        """Return what an error of the connection comes to."""
+        if isinstance(error, NotTaken):
+            return error
+        connection = self._connection
+        if isinstance(error, OperationalError) and error.__cause__ is not None:
+            # What kombu makes of all that goes wrong when a queue is declared.
+            return self._not_taken(error.__cause__) or Cut(repr(error))
+        if isinstance(error, TimeoutError):
+            return BrokerAway(repr(error))
+        if isinstance(error, (OSError, OperationalError, *(connection.connection_errors if connection else ()))):
+            return Cut(repr(error))
+        if connection is not None and isinstance(error, connection.channel_errors):
+            # What Redis answers is about its memory, its disk or its role. AMQP closes the channel over a message.
+            return Cut(repr(error)) if connection.transport.driver_type == "amqp" else Refused(repr(error))
+        return None
+
     def _connect(self) -> None:
-        connection = self._connection = self._app.connection_for_write()
+        # It is silent for as long as there is nothing to send, and nobody would send its heartbeats.
+        connection = self._connection = self._app.connection_for_write(heartbeat=0)
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
         self._producer = self._app.amqp.Producer(connection, auto_declare=False)
         load = LOADS.get(connection.transport.driver_type)
         self._load = load(self._producer.channel) if load is not None else nullcontext()
 
 
-class BrokerAway(Exception):
-    """The broker could not be reached, or did not say that it has got what was published."""
+class NotTaken(Exception):
+    """The broker has not got what was published, or did not say so."""
+
+
+class BrokerAway(NotTaken):
+    """It could not be reached, or did not answer."""
+
+
+class Cut(NotTaken):
+    """It ended the connection, or the channel: it is away, or did so over one of the messages."""
+
+
+class Refused(NotTaken):
+    """It answered that it takes nothing now, such as for want of memory, or since a queue is full."""
 
 
 class RedisLoad:
@@ -135,9 +164,12 @@ class AmqpLoad:
     def __exit__(self, error: object, *_: object) -> None:
         """Wait for the confirmations, unless something went wrong."""
         while error is None and self._open:
-            self._channel.connection.drain_events(timeout=CONFIRM_PATIENCE)
+            connection = self._channel.connection
+            if connection is None:
+                raise Cut("the channel was closed")
+            connection.drain_events(timeout=CONFIRM_PATIENCE)
         if error is None and self._refused:
-            raise ConnectionError(f"the broker refused {self._refused} messages")
+            raise Refused(f"the broker refused {self._refused} messages")
 
     def _publish(self, *args: Any, **options: Any) -> Any:
         self._published += 1

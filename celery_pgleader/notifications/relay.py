@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,8 @@ from celery.utils.log import get_logger
 from celery_pgleader.channels import Route
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
-from celery_pgleader.notifications.courier import BrokerAway, Courier
+from celery_pgleader.errors import NotificationError
+from celery_pgleader.notifications.courier import BrokerAway, Courier, NotTaken, Refused
 from celery_pgleader.notifications.dispatcher import send
 from celery_pgleader.slot import NOTIFICATION_HEADER
 from celery_pgleader.store import Letter, Mailbox, Superseded
@@ -27,6 +30,10 @@ POLL = 5.0
 GLANCE = 0.1
 MOST_ATTEMPTS = 5
 FIRST_REST, LONGEST_REST = 0.2, 10.0
+# For one that the broker has no room for; that is not the notification's fault, and not counted as an attempt.
+REFUSED_REST = 2.0
+# When so many are refused in a row, no more are tried.
+MOST_REFUSED = 3
 # How many lone ones are let past a backlog in one go.
 PAST = 100
 
@@ -121,7 +128,7 @@ class Round:
         while not ended.is_set():
             try:
                 more = self.turn()
-            except BrokerAway as away:
+            except NotTaken as away:
                 logger.warning("pgleader: notifications wait for the broker, %g s: %s", self._pause, away)
                 ended.wait(self._pause)
                 self._pause = min(LONGEST_REST, self._pause * 2)
@@ -155,34 +162,43 @@ class Round:
     def _dispatch(self, letters: Sequence[Letter]) -> None:
         try:
             done, failed = self._send_all(letters)
-        except BrokerAway:
-            if len(letters) == 1 or not self._courier.reachable():
+        except NotTaken as error:
+            if isinstance(error, BrokerAway) or not self._courier.reachable():
                 raise
-            # The broker is there: one of them is what it will not take. Which one is found by sending them one by one.
+            # A connection that had gone stale, or one of them is what it will not take; which one is found by sending
+            # them one by one.
             self._dispatch_singly(letters)
             return
         if done:
             self._mailbox.dispatched(done)
-        for letter, error in failed:
-            self._fail(letter, error)
+        for letter, reason in failed:
+            self._fail(letter, reason)
 
     def _dispatch_singly(self, letters: Sequence[Letter]) -> None:
         held: set[tuple[str, str]] = set()
+        refused = 0
         for letter in letters:
             if letter.key is not None and (letter.channel, letter.key) in held:
                 continue
             try:
                 done, failed = self._send_all([letter])
-            except BrokerAway as away:
-                if not self._courier.reachable():
+            except NotTaken as error:
+                if isinstance(error, BrokerAway) or not self._courier.reachable():
                     raise
-                done, failed = [], [(letter, str(away))]
+                done, failed = [], [(letter, str(error))]
+                if isinstance(error, Refused):
+                    refused += 1
+                    if refused >= MOST_REFUSED:
+                        raise
+                    self._resting[letter.id] = letter, self._clock() + REFUSED_REST
+                    failed = []
             if done:
+                refused = 0
                 self._mailbox.dispatched(done)
-            for bad, error in failed:
-                self._fail(bad, error)
-                if bad.key is not None:
-                    held.add((bad.channel, bad.key))
+            else:
+                held.update([(letter.channel, letter.key)] if letter.key is not None else [])
+            for bad, reason in failed:
+                self._fail(bad, reason)
 
     def _send_all(self, letters: Sequence[Letter]) -> tuple[list[Letter], list[tuple[Letter, str]]]:
         """Publish the messages of notifications; return those that the broker has got, and what failed, with why."""
@@ -198,7 +214,7 @@ class Round:
                 try:
                     self._send(letter, producer)
                 except Exception as error:
-                    if self._courier.is_away(error):
+                    if self._courier.is_of_connection(error):
                         raise
                     failed.append((letter, f"{type(error).__name__}: {error}".splitlines()[0]))
                     if letter.key is not None:
@@ -208,9 +224,12 @@ class Round:
         return done, failed
 
     def _send(self, letter: Letter, producer: Any) -> None:
-        for route in self._channels[letter.channel]:
+        routes = self._channels[letter.channel]
+        for route in routes:
             if route.task not in self._app.tasks and route.queue is None:
                 raise LookupError(f"no task {route.task} in this app")
+        value = _value_of(letter.payload)
+        for route in routes:
             header = {
                 "id": letter.id,
                 "channel": letter.channel,
@@ -220,7 +239,7 @@ class Round:
             send(
                 self._app,
                 route,
-                letter.payload,
+                value if route.decode == "json" else letter.payload,
                 producer=producer,
                 # What is tried again, and when, is decided here.
                 retry=False,
@@ -248,3 +267,23 @@ class Round:
         while not ended.is_set() and (left := until - self._clock()) > 0:
             if self._mailbox.wait(min(GLANCE, left)):
                 return
+
+
+def _value_of(payload: str) -> Any:
+    """Return the value of a durable payload.
+
+    Raises:
+        NotificationError: Postgres can hold it, but Python cannot.
+
+    """
+    try:
+        return json.loads(payload, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise NotificationError(f"the payload cannot be read: {error}") from None
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number

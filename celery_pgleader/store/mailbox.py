@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from psycopg.types.json import set_json_loads
+
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.election.lock_session import session_name
@@ -27,7 +29,7 @@ class Letter:
         uid: from which task ids are made.
         channel: where it was sent.
         key: with the same key they are dispatched in order; none if the order does not matter.
-        payload: its value.
+        payload: its value, as JSON text: what Postgres can hold is more than what Python can read.
         attempts: how often its dispatch has failed.
 
     """
@@ -36,7 +38,7 @@ class Letter:
     uid: UUID
     channel: str
     key: str | None
-    payload: Any
+    payload: str
     attempts: int
 
 
@@ -126,6 +128,7 @@ class Mailbox:
     def _open(self, config: Config) -> Session:
         name = session_name("relay", self._term.node)
         session = open_session(config.database_url, name, unresponsive_after=config.ttl)
+        set_json_loads(_as_it_is, session)
         try:
             with session.bounded(config.ttl):
                 session.execute(
@@ -137,3 +140,7 @@ class Mailbox:
             session.close()
             raise
         return session
+
+
+def _as_it_is(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode()
