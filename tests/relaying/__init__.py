@@ -1,0 +1,1 @@
+"""Durable notifications while everything fails: leaders, the broker and Postgres."""

@@ -1,0 +1,101 @@
+"""What became of every notification: read from what was written and what was run, by somebody who made no fault."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.relaying.clients import Written
+
+Name = tuple[int, int]
+
+
+@dataclass
+class Count:
+    """Notifications by what became of them.
+
+    Attributes:
+        written: durable ones whose transaction was committed.
+        lost: of those, those that were never run.
+        unwritten: run, though their transaction was not committed.
+        run_twice: run more than once.
+        ids: task ids of one notification beyond its first: they would not be told to be the same.
+        redelivered: deliveries that repeat an earlier one, under the same task id.
+        out_of_order: first deliveries within a key that came before one that had been committed when they were begun.
+        dead: dead letters.
+        raw_sent: raw notifications that were sent, one with each durable one.
+        raw_lost: of those, those that nobody heard.
+        raw_heard_twice: heard more than once.
+
+    """
+
+    written: int = 0
+    lost: int = 0
+    unwritten: int = 0
+    run_twice: int = 0
+    ids: int = 0
+    redelivered: int = 0
+    out_of_order: int = 0
+    dead: int = 0
+    raw_sent: int = 0
+    raw_lost: int = 0
+    raw_heard_twice: int = 0
+
+    @property
+    def faultless(self) -> bool:
+        """Whether nothing was lost, run twice or out of order; of raw notifications nothing is promised."""
+        return not (self.lost or self.unwritten or self.run_twice or self.ids or self.out_of_order or self.dead)
+
+
+def read_facts(path: Path) -> list[dict[str, Any]]:
+    """Return what was told, in order; a last line that is not whole yet is left out."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def count_notifications(written: Sequence[Written], facts: Iterable[dict[str, Any]], dead: int) -> Count:
+    """Return what became of everything that was written."""
+    by_name = {(item.client, item.number): item for item in written}
+    ids: dict[Name, Counter[str]] = defaultdict(Counter)
+    runs: Counter[Name] = Counter()
+    heard: Counter[Name] = Counter()
+    first: dict[str, list[Name]] = defaultdict(list)
+    for fact in facts:
+        name = fact["client"], fact["number"]
+        if fact["what"] == "run":
+            runs[name] += 1
+        elif fact["what"] == "heard":
+            heard[name] += 1
+        else:
+            if name not in ids:
+                first[fact["key"]].append(name)
+            ids[name][fact["id"]] += 1
+    return Count(
+        written=len(by_name),
+        lost=len(by_name.keys() - runs.keys()),
+        unwritten=len(runs.keys() - by_name.keys()),
+        run_twice=sum(number > 1 for number in runs.values()),
+        ids=sum(len(some) - 1 for some in ids.values()),
+        redelivered=sum(sum(some.values()) - len(some) for some in ids.values()),
+        out_of_order=sum(
+            _out_of_order([by_name[name] for name in names if name in by_name]) for names in first.values()
+        ),
+        dead=dead,
+        raw_sent=len(by_name),
+        raw_lost=len(by_name.keys() - heard.keys()),
+        raw_heard_twice=sum(number > 1 for number in heard.values()),
+    )
+
+
+def _out_of_order(delivered: Sequence[Written]) -> int:
+    """Return how many were delivered before one that had been committed when they were begun."""
+    # Of two whose transactions overlap, either may be the first.
+    misplaced = 0
+    soonest = float("inf")
+    for item in reversed(delivered):
+        misplaced += soonest < item.began
+        soonest = min(soonest, item.ended)
+    return misplaced
