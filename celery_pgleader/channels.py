@@ -13,6 +13,8 @@ from celery_pgleader.errors import ConfigurationError
 # PostgreSQL cuts identifiers, and so channel names, at NAMEDATALEN - 1 bytes.
 MAX_CHANNEL_BYTES = 63
 DECODERS = ("json", "text")
+# Wakes the leader when a durable notification was written.
+WAKE_CHANNEL = "pgleader"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def read_channels(setting: str, value: object) -> Mapping[str, tuple[Route, ...]
         if not routes:
             raise _refused(setting, {channel: given}, "each channel must have a task")
         checked = check_channel(setting, channel)
+        if checked == WAKE_CHANNEL:
+            raise _refused(setting, channel, "this channel is taken: it wakes the leader for durable notifications")
         channels[checked] = tuple(read_route(f"{setting}[{channel!r}]", route) for route in routes)
     return channels
 

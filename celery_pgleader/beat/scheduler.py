@@ -78,6 +78,8 @@ class TermBound:
                 entry = self.Entry.from_key(self.Entry.generate_key(self.app, name), app=self.app)
             except KeyError:
                 return None
+        if entry is None and name in self._hidden():
+            entry = self.Entry(self.Model.objects.get(name=name), app=self.app)
         return entry
 
     def should_sync(self) -> bool:
@@ -105,6 +107,14 @@ class TermBound:
 
     def forget(self) -> None:
         """Take nothing for granted that was known of the entries."""
+
+    def _hidden(self) -> Iterable[str]:
+        """Return the names of entries that are in the schedule, but that it does not show at this hour."""
+        # django-celery-beat leaves out crontabs that are not due within two hours.
+        if hasattr(self, "enabled_models_qs"):
+            names: Iterable[str] = self.Model.objects.enabled().values_list("name", flat=True)
+            return names
+        return ()
 
     def _claim(self, entry: Any, *, whatever_is_due: bool = False) -> list[Claim]:
         self._check()
@@ -192,14 +202,6 @@ class Ticking(TermBound):
         for entry in list(schedule.values()):
             self._plan(entry)
         self._met = dict(schedule)
-
-    def _hidden(self) -> Iterable[str]:
-        """Return the names of entries that are in the schedule, but that it does not show at this hour."""
-        # django-celery-beat leaves out crontabs that are not due within two hours.
-        if hasattr(self, "enabled_models_qs"):
-            names: Iterable[str] = self.Model.objects.enabled().values_list("name", flat=True)
-            return names
-        return ()
 
     def _due(self, schedule: Mapping[str, Any]) -> list[Any]:
         due: list[Any] = []

@@ -32,5 +32,5 @@ def _missing(app: Any) -> list[Migration]:
         with asking(app) as session:
             return Schema(session).pending()
     except click.ClickException as error:
-        click.echo(f"pgleader: {error.message}; these are all steps, for a database that has none", err=True)
+        click.echo(f"pgleader: {error.message}; these are all steps, for a database without any", err=True)
         return migrations()

@@ -59,7 +59,8 @@ class Dispatcher:
 
 def send(app: Any, route: Route, value: Any, **options: Any) -> Any:
     """Send a route's task."""
-    options = {**route.options, **({"queue": route.queue} if route.queue else {}), **options}
+    headers = {**(route.options.get("headers") or {}), **(options.get("headers") or {})}
+    options = {**route.options, **({"queue": route.queue} if route.queue else {}), **options, "headers": headers}
     # A task that is known here brings its own options, such as its queue.
     task = app.tasks.get(route.task)
     if task is None:

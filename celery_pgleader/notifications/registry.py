@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from celery_pgleader.channels import Route, check_channel, read_route
+from celery_pgleader.channels import Route, read_channels
 
 TaskT = TypeVar("TaskT")
 
@@ -27,8 +27,7 @@ def on_notification(channel: str, **options: Any) -> Callable[[TaskT], TaskT]:
         ConfigurationError: Postgres would not take the name, or an option cannot work.
 
     """
-    check_channel("on_notification", channel)
-    read_route("on_notification", {"task": "any", **options})
+    read_channels("on_notification", {channel: {"task": "any", **options}})
 
     def register(task: TaskT) -> TaskT:
         _registered.append((channel, task, options))

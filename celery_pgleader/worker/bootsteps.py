@@ -94,8 +94,12 @@ class ElectionStep(bootsteps.StartStopStep):
             from celery_pgleader.tasks import route_leader_only_tasks  # noqa: PLC0415
 
             route_leader_only_tasks(app, election_of(app))
-        if app.conf.get("pgleader_schedule"):
-            self._guard(worker, self._read_config(worker, beat=False, options={}))
+        if app.conf.get("pgleader_schedule") or app.conf.get("pgleader_channels"):
+            try:
+                self._guard(worker, self._read_config(worker, beat=False, options={}))
+            except WorkerRefused as error:
+                # It takes no part, so it need not be able to.
+                logger.warning("pgleader: this worker cannot tell what runs or ran elsewhere: %s", error.message)
 
     def _guard(self, worker: Any, config: Any) -> None:
         from celery_pgleader.tasks.run_guard import RunGuard  # noqa: PLC0415 - psycopg only where it is used

@@ -157,7 +157,8 @@ def test_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["orders", {"orders": None}, {"orders": [1]}, {"orders": []}, {"": "task"}, {7: "task"}]
+    "value",
+    ["orders", {"orders": None}, {"orders": [1]}, {"orders": []}, {"": "task"}, {7: "task"}, {"pgleader": "task"}],
 )
 def test_bad_channels_are_refused(value: object) -> None:
     """With the setting's name."""
