@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+from psycopg.types.json import set_json_loads
 
 from celery_pgleader.cli.database import asking
 from celery_pgleader.errors import NotificationError
@@ -20,6 +21,7 @@ SHOWN = 100
 def show_notifications(app: Any, *, as_json: bool) -> None:
     """Print what waits, and the dead letters."""
     with asking(app) as session:
+        set_json_loads(_payload, session)
         backlog = session.execute(statements.BACKLOG).fetchall()
         dead = session.execute(statements.DEAD_LETTERS, {"ids": None, "channel": None, "limit": SHOWN}).fetchall()
     waiting = [{"channel": c, "waiting": n, "oldest_seconds": round(age, 1)} for c, n, _, age in backlog]
@@ -115,3 +117,11 @@ def _which(ids: tuple[int, ...], channel: str | None, *, everything: bool) -> di
     if not ids and channel is None and not everything:
         raise click.UsageError("say which: ids, --channel, or --all")
     return {"ids": list(ids) or None, "channel": channel}
+
+
+def _payload(text: str | bytes) -> Any:
+    """Return a payload's value, or its text: one that Python cannot read is a dead letter for just that."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text if isinstance(text, str) else text.decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -15,13 +15,16 @@ from celery_pgleader.channels import check_channel
 from celery_pgleader.errors import ConfigurationError
 
 OPERATIONS = ("insert", "update", "delete")
+# Types whose `=` there is not, or is something else.
+INCOMPARABLE = {"json", "xml", "point", "line", "lseg", "box", "path", "polygon", "circle"}
 # What a trigger's comment begins with; the rest is JSON.
 MARK = "pgleader watch "
 
 COLUMNS = """
-select a.attname, t.typname, coalesce(i.indisprimary, false)
+select a.attname, coalesce(b.typname, t.typname), coalesce(i.indisprimary, false)
   from pg_attribute a
   join pg_type t on t.oid = a.atttypid
+  left join pg_type b on b.oid = t.typbasetype
   left join pg_index i on i.indrelid = a.attrelid and i.indisprimary and a.attnum = any(i.indkey)
  where a.attrelid = %(table)s::regclass and a.attnum > 0 and not a.attisdropped
  order by a.attnum
@@ -42,7 +45,7 @@ select n.nspname, c.relname, t.tgname, p.proname, obj_description(t.oid, 'pg_tri
 
 PER_ROW = sql.SQL("""
 create or replace function pgleader.{function}() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $watch$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as {quote}
 begin
     perform pgleader.notify(
         {channel},
@@ -55,24 +58,29 @@ begin
             || case when tg_op = 'DELETE' then {old_key} else {new_key} end::text);
     return null;
 end
-$watch$;
+{quote};
 """)
 
 PER_STATEMENT = sql.SQL("""
 create or replace function pgleader.{function}() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $watch$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as {quote}
 declare
     changed jsonb;
 begin
     if tg_op = 'INSERT' then
         select jsonb_agg(jsonb_build_object('key', {new_key}, 'new', {new}, 'old', null)) into changed
-          from new_rows new;
+          from new_rows n;
     elsif tg_op = 'DELETE' then
         select jsonb_agg(jsonb_build_object('key', {old_key}, 'new', null, 'old', {old})) into changed
-          from old_rows old;
+          from old_rows o;
     else
-        select jsonb_agg(jsonb_build_object('key', {new_key}, 'new', {new}, 'old', {old})) into changed
-          from new_rows new full join old_rows old on ({new_key}) = ({old_key});
+        -- Where the key itself was changed, it cannot be told which row has become which.
+        select jsonb_agg(jsonb_build_object(
+                   'key', coalesce(n.row_key, o.row_key),
+                   'new', n.row_new, 'old', o.row_old)) into changed
+          from (select {new_key} as row_key, {new} as row_new from new_rows n) n
+          full join (select {old_key} as row_key, {old} as row_old from old_rows o) o
+                 on n.row_key = o.row_key;
     end if;
     if changed is not null then
         perform pgleader.notify(
@@ -83,7 +91,7 @@ begin
     end if;
     return null;
 end
-$watch$;
+{quote};
 """)
 
 TRIGGER_PER_ROW = sql.SQL("""
@@ -143,14 +151,21 @@ def script_of(connection: psycopg.Connection[TupleRow], watch: Watch) -> sql.Com
     if watch.when and watch.per == "statement":
         raise ConfigurationError("--when: a condition is on rows, and cannot be combined with --per statement")
     schema, name = find_table(connection, watch.table)
-    columns, keys = _columns(connection, watch)
+    if any(_is_of(known, schema, name, watch.channel) for known in watches(connection)):
+        raise ConfigurationError(
+            f"table {schema}.{name} is watched for channel {watch.channel} already; end that with unwatch first"
+        )
+    columns, keys, awkward = _columns(connection, watch)
     identifiers = {
         "function": sql.Identifier(function_of(schema, name, watch.channel)),
         "table": sql.Identifier(schema, name),
         "channel": sql.Literal(watch.channel),
+        "quote": sql.SQL(_quote([watch.channel, schema, name, *columns, *keys])),
     }
-    records = {"new": _record("new", columns), "old": _record("old", columns)}
-    record_keys = {"new_key": _record("new", keys), "old_key": _record("old", keys)}
+    # In a function, `new` and `old` are its variables, and nothing else can have these names.
+    new, old = ("new", "old") if watch.per == "row" else ("n", "o")
+    records = {"new": _record(new, columns), "old": _record(old, columns)}
+    record_keys = {"new_key": _record(new, keys), "old_key": _record(old, keys)}
     body = PER_ROW if watch.per == "row" else PER_STATEMENT
     parts: list[sql.Composable] = [body.format(**identifiers, **records, **record_keys)]
     comment = MARK + json.dumps({"channel": watch.channel, "per": watch.per, "columns": list(watch.columns)})
@@ -158,7 +173,7 @@ def script_of(connection: psycopg.Connection[TupleRow], watch: Watch) -> sql.Com
         trigger = sql.Identifier(trigger_of(watch.channel, operation))
         common = {**identifiers, "trigger": trigger, "operation": sql.SQL(operation), "comment": sql.Literal(comment)}
         if watch.per == "row":
-            parts.append(TRIGGER_PER_ROW.format(**common, condition=_condition(watch, operation)))
+            parts.append(TRIGGER_PER_ROW.format(**common, condition=_condition(watch, operation, awkward)))
         else:
             parts.append(TRIGGER_PER_STATEMENT.format(**common, referencing=REFERENCING[operation]))
     return sql.SQL("").join(parts)
@@ -172,7 +187,7 @@ def unwatch_script(connection: psycopg.Connection[TupleRow], table: str, channel
 
     """
     schema, name = find_table(connection, table)
-    found = [w for w in watches(connection) if (w[0], w[1]) == (schema, name) and _channel_of(w[4]) == channel]
+    found = [known for known in watches(connection) if _is_of(known, schema, name, channel)]
     if not found:
         raise ConfigurationError(f"table {schema}.{name} is not watched for channel {channel}")
     parts: list[sql.Composable] = [
@@ -200,7 +215,7 @@ def find_table(connection: psycopg.Connection[TupleRow], table: str) -> tuple[st
     """
     try:
         row = connection.execute(TABLE, {"table": table}).fetchone()
-    except psycopg.errors.InvalidName:
+    except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError, psycopg.errors.FeatureNotSupported):
         row = None
     if row is None:
         raise ConfigurationError(f"{table}: there is no such table")
@@ -225,8 +240,8 @@ def describe(watch: tuple[str, str, str, str, str]) -> dict[str, object]:
     return {"table": f"{schema}.{table}", "operation": trigger.split("_")[1], **json.loads(comment[len(MARK) :])}
 
 
-def _columns(connection: psycopg.Connection[TupleRow], watch: Watch) -> tuple[list[str], list[str]]:
-    """Return the columns to send, and those of the primary key."""
+def _columns(connection: psycopg.Connection[TupleRow], watch: Watch) -> tuple[list[str], list[str], set[str]]:
+    """Return the columns to send, those of the primary key, and those whose values cannot be compared."""
     rows = connection.execute(COLUMNS, {"table": watch.table}).fetchall()
     keys = [name for name, _, is_key in rows if is_key]
     if not keys:
@@ -240,7 +255,7 @@ def _columns(connection: psycopg.Connection[TupleRow], watch: Watch) -> tuple[li
             raise ConfigurationError(
                 f"column {name} of table {watch.table} is bytea, which JSON cannot hold: leave it out with --columns"
             )
-    return chosen, keys
+    return chosen, keys, {name for name, kind, _ in rows if kind in INCOMPARABLE}
 
 
 def _record(row: str, columns: Sequence[str]) -> sql.Composed:
@@ -254,21 +269,31 @@ def _record(row: str, columns: Sequence[str]) -> sql.Composed:
     )
 
 
-def _condition(watch: Watch, operation: str) -> sql.Composable:
+def _condition(watch: Watch, operation: str, awkward: Collection[str]) -> sql.Composable:
     conditions: list[sql.Composable] = []
     if operation == "update" and watch.columns:
-        conditions.append(
-            sql.SQL("({}) is distinct from ({})").format(
-                sql.SQL(", ").join(sql.Identifier("old", name) for name in watch.columns),
-                sql.SQL(", ").join(sql.Identifier("new", name) for name in watch.columns),
+        old, new = (
+            sql.SQL(", ").join(
+                sql.SQL("{}::text" if name in awkward else "{}").format(sql.Identifier(row, name))
+                for name in watch.columns
             )
+            for row in ("old", "new")
         )
+        conditions.append(sql.SQL("({}) is distinct from ({})").format(old, new))
     if watch.when:
         # Written by whoever may create triggers on the table, and may do anything to it.
         conditions.append(sql.SQL("({})").format(sql.SQL(watch.when)))
     return sql.SQL("when ({})").format(sql.SQL(" and ").join(conditions)) if conditions else sql.SQL("")
 
 
-def _channel_of(comment: str) -> str:
-    channel: str = json.loads(comment[len(MARK) :])["channel"]
-    return channel
+def _is_of(known: tuple[str, str, str, str, str], schema: str, table: str, channel: str) -> bool:
+    """Tell whether a trigger is that of a table and a channel."""
+    return known[:2] == (schema, table) and json.loads(known[4][len(MARK) :])["channel"] == channel
+
+
+def _quote(names: Sequence[str]) -> str:
+    """Return what a function's body stands between: something that is not in it."""
+    tag = "watch"
+    while any(tag in name for name in names):
+        tag += "_"
+    return f"${tag}$"
