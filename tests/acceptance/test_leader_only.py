@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -42,7 +43,7 @@ def pair(group: Workers, *options: str) -> tuple[Worker, Worker]:
     return leader, other
 
 
-def send(group: Workers, task: str, key: str, seconds: float = 0.0, **options: float) -> None:
+def send(group: Workers, task: str, key: str, seconds: float = 0.0, **options: Any) -> None:
     """Send a leader-only task, as a program would that knows nothing of the package."""
     group.sender.send_task(f"leading.{task}", [key, seconds], queue="leader.proj", **options)
 
