@@ -348,9 +348,6 @@ def test_watch_and_unwatch(project: Project) -> None:
     assert len(project.rows(SENT)) == 1
 
 
-@pytest.mark.xfail(
-    raises=psycopg.errors.AmbiguousColumn, reason="`new` is a variable of the trigger's function as well"
-)
 def test_watch_of_statements(project: Project) -> None:
     """One notification for each statement that changes rows."""
     project.shell("celery -A proj pgleader watch orders --channel orders --per statement --columns item")
