@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -50,23 +51,65 @@ def test_what_is_sent() -> None:
     assert raw == ("select pg_notify(%(channel)s, %(payload)s)", {"channel": "orders", "payload": '{"id":1}'})
 
 
-@pytest.mark.parametrize(
-    ("payload", "reason"),
-    [
-        ("\0", "NUL"),
-        ({"a": ["x\\\0"]}, "NUL"),
-        ({"\0": 1}, "NUL"),
-        ("\ud800", "lone surrogate"),
-        ({"\udfff": 1}, "lone surrogate"),
-        (math.nan, "cannot be sent as JSON"),
-        (-math.inf, "cannot be sent as JSON"),
-        (b"bytes", "cannot be sent as JSON"),
-        ({(1, 2): 3}, "cannot be sent as JSON"),
-        (10**5_000, "cannot be sent as JSON"),
-        (nested(DEEPEST + 1), f"deeper than {DEEPEST} levels"),
-        (nested(100_000), "cannot be sent as JSON"),
-    ],
-    ids=str,
-) if False else pytest.mark.parametrize("number", range(1))
-def test_placeholder(number: int) -> None:
-    """Replaced below."""
+REFUSED = {
+    "NUL": ("\0", "NUL"),
+    "NUL behind a backslash": ({"a": ["x\\\0"]}, "NUL"),
+    "NUL in a key": ({"\0": 1}, "NUL"),
+    "surrogate": ("\ud800", "lone surrogate"),
+    "surrogate in a key": ({"\udfff": 1}, "lone surrogate"),
+    "NaN": (math.nan, "cannot be sent as JSON"),
+    "infinity": (-math.inf, "cannot be sent as JSON"),
+    "bytes": (b"bytes", "cannot be sent as JSON"),
+    "tuple as a key": ({(1, 2): 3}, "cannot be sent as JSON"),
+    "five thousand digits": (10**5_000, "cannot be sent as JSON"),
+    "deep": (nested(DEEPEST + 1), f"deeper than {DEEPEST} levels"),
+    "very deep": (nested(100_000), "cannot be sent as JSON"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_payloads_that_are_refused(name: str) -> None:
+    """With a reason, and before the connection is touched."""
+    payload, reason = REFUSED[name]
+    connection = Recorder()
+    with pytest.raises(NotificationError, match=reason):
+        notify("orders", payload, connection=connection)
+    assert connection.executed == []
+
+
+@pytest.mark.parametrize("text", ["\\u0000", "\\\\u0000", "\\", "\\\\", '\\"u0000', "\\n\\u0000"])
+def test_what_only_looks_like_nul_is_not(text: str) -> None:
+    """Backslashes that are text."""
+    assert json.loads(encode_durable([text])) == [text]
+
+
+def test_as_deep_as_can_be() -> None:
+    """Objects count as lists do."""
+    assert encode_durable(nested(DEEPEST)) == "[" * DEEPEST + "]" * DEEPEST
+    with pytest.raises(NotificationError):
+        encode_durable({"a": nested(DEEPEST)})
+
+
+@pytest.mark.parametrize("key", [1, "\0", "\ud800", b"k"])
+def test_keys_that_are_refused(key: Any) -> None:
+    """As they could not be compared in Postgres."""
+    connection = Recorder()
+    with pytest.raises(NotificationError, match="key = "):
+        notify("orders", 1, key=key, connection=connection)
+    assert connection.executed == []
+
+
+def test_a_raw_one_has_no_key() -> None:
+    """Nothing would keep its order."""
+    with pytest.raises(NotificationError, match="a raw notification has no key"):
+        notify("orders", 1, key="k", durable=False, connection=Recorder())
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("channel", ["", "\0", "\ud800", "ü" * 32, None, 1])
+def test_channels_that_are_refused(channel: Any, *, durable: bool) -> None:
+    """As Postgres would refuse them, or cut them."""
+    connection = Recorder()
+    with pytest.raises(ConfigurationError, match="channel"):
+        notify(channel, 1, durable=durable, connection=connection)
+    assert connection.executed == []

@@ -1,0 +1,249 @@
+"""The relay's decisions, over a mailbox and a courier in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+from uuid import UUID, uuid5
+
+import pytest
+from celery import Celery
+
+from celery_pgleader import Leadership, Term
+from celery_pgleader.channels import Route
+from celery_pgleader.notifications.courier import BrokerAway, Courier, Cut, NotTaken, Refused
+from celery_pgleader.notifications.relay import FIRST_REST, MOST_ATTEMPTS, REFUSED_REST, Round
+from celery_pgleader.store import Letter, Mailbox
+
+TERM = Term(7, "shop", "a", 11)
+UID = UUID(int=1)
+
+
+class MemoryMailbox(Mailbox):
+    """Letters in a list."""
+
+    def __init__(self, *letters: Letter) -> None:
+        """Begin with some."""
+        self.letters = list(letters)
+        self.dead: list[tuple[int, str]] = []
+
+    def waiting(
+        self, *, after: int = 0, alone: bool = False, resting: Collection[Letter] = (), limit: int = 3
+    ) -> list[Letter]:
+        keys = {(rest.channel, rest.key) for rest in resting if rest.key is not None}
+        found = [
+            letter
+            for letter in self.letters
+            if letter.id > after and letter not in resting and (letter.channel, letter.key) not in keys
+        ]
+        if alone:
+            found = [
+                letter
+                for letter in found
+                if letter.key is None or not any(o.id < letter.id and o.key == letter.key for o in self.letters)
+            ]
+        return found[:limit]
+
+    def newest(self) -> int:
+        return max((letter.id for letter in self.letters), default=0)
+
+    def dispatched(self, letters: Iterable[Letter]) -> None:
+        gone = {letter.id for letter in letters}
+        self.letters = [letter for letter in self.letters if letter.id not in gone]
+
+    def tried(self, letter: Letter, error: str) -> None:
+        index = self.letters.index(letter)
+        self.letters[index] = make(letter.id, letter.key, attempts=letter.attempts + 1)
+
+    def bury(self, letter: Letter, error: str) -> None:
+        self.dispatched([letter])
+        self.dead.append((letter.id, error))
+
+
+class MemoryCourier(Courier):
+    """A broker that does not take some messages, or none."""
+
+    def __init__(self) -> None:
+        """Begin with one that takes all."""
+        super().__init__(None)
+        self.taken: list[int] = []
+        self.bad: dict[int, NotTaken] = {}
+        self.is_there = True
+        self.loaded: list[int] = []
+
+    @contextmanager
+    def batch(self) -> Iterator[Any]:
+        self.loaded = []
+        yield self
+        if not self.is_there:
+            raise BrokerAway("away")
+        for number in self.loaded:
+            if number in self.bad:
+                raise self.bad[number]
+        self.taken += self.loaded
+
+    def reachable(self) -> bool:
+        return self.is_there
+
+
+class Desk:
+    """A round of the relay, with everything around it in memory."""
+
+    def __init__(self, *letters: Letter) -> None:
+        """Prepare."""
+        self.now = 100.0
+        self.mailbox = MemoryMailbox(*letters)
+        self.courier = MemoryCourier()
+        self.may_act = True
+        leadership = Leadership()
+        leadership.gain(TERM, float("inf"), "elected")
+        app = Celery("shop", set_as_current=False)
+
+        @app.task(name="shop.on_order", shared=False)
+        def on_order(order: object) -> None:
+            """Handle an order."""
+
+        def apply_async(args: Any, **options: Any) -> None:
+            if args[0] == "bad":
+                raise ValueError("this is bad")
+            assert options["retry"] is False
+            options["producer"].loaded.append(options["headers"]["pgleader_notification"]["id"])
+
+        self.task = cast("Any", app.tasks["shop.on_order"])
+        self.task.apply_async = apply_async
+        self.round = Round(
+            app,
+            {"orders": (Route("shop.on_order"),)},
+            TERM,
+            self.mailbox,
+            self.courier,
+            leadership,
+            lambda: self.may_act,
+            lambda: self.now,
+        )
+
+    def turn(self) -> bool:
+        return self.round.turn()
+
+    def all_turns(self) -> list[int]:
+        """Take turns until nothing is left to do at once."""
+        while self.turn():
+            pass
+        return self.courier.taken
+
+
+def make(number: int, key: str | None = None, *, payload: str = "1", attempts: int = 0) -> Letter:
+    return Letter(number, UID, "orders", key, payload, attempts)
+
+
+def test_batches_in_order() -> None:
+    """Until nothing is left."""
+    desk = Desk(*(make(number) for number in range(1, 9)))
+    assert desk.all_turns() == list(range(1, 9))
+    assert desk.mailbox.letters == []
+
+
+def test_one_that_fails_rests_and_so_does_its_key() -> None:
+    """The others go on; it is tried again when it has rested, each time for twice as long."""
+    desk = Desk(make(1, "k", payload='"bad"'), make(2, "k"), make(3, "l"), make(4))
+    assert desk.all_turns() == [3, 4]
+    assert [letter.attempts for letter in desk.mailbox.letters] == [1, 0]
+    desk.now += FIRST_REST * 0.9
+    assert desk.turn() is False
+    desk.now += FIRST_REST * 0.2
+    assert desk.all_turns() == [3, 4, 1, 2], "as it can be sent now"
+
+
+def test_in_the_end_it_is_a_dead_letter() -> None:
+    """And those behind it go on."""
+    bad = make(1, "k", payload='"bad"', attempts=MOST_ATTEMPTS - 1)
+    desk = Desk(bad, make(2, "k"))
+    assert desk.all_turns() == [2]
+    assert desk.mailbox.dead == [(1, "ValueError: this is bad")]
+
+
+@pytest.mark.parametrize("payload", ["[" * 100_000, "1" + "0" * 5_000, "9" * 400 + ".5"])
+def test_what_cannot_be_read_fails_alone(payload: str) -> None:
+    """As if its task could not be sent."""
+    desk = Desk(make(1, payload=payload, attempts=MOST_ATTEMPTS - 1), make(2))
+    assert desk.all_turns() == [2]
+    ((_, error),) = desk.mailbox.dead
+    assert error.startswith("NotificationError: the payload cannot be read")
+
+
+def test_a_broker_that_is_away_is_nobodys_fault() -> None:
+    """Nothing is written down, and all of it is sent again."""
+    desk = Desk(make(1), make(2))
+    desk.courier.is_there = False
+    with pytest.raises(BrokerAway):
+        desk.turn()
+    assert [letter.attempts for letter in desk.mailbox.letters] == [0, 0]
+    desk.courier.is_there = True
+    assert desk.all_turns() == [1, 2]
+
+
+def test_a_connection_that_is_cut_by_one_of_them() -> None:
+    """Which is found by sending them one by one; those behind it with its key wait, and stay in order."""
+    desk = Desk(make(1), make(2, "k", attempts=MOST_ATTEMPTS - 1), make(3, "k"), make(4))
+    desk.courier.bad[2] = Cut("too large")
+    desk.turn()
+    assert desk.courier.taken == [1]
+    assert desk.mailbox.dead == [(2, "too large")]
+    assert desk.all_turns() == [1, 3, 4]
+
+
+def test_one_that_is_refused_waits_without_blame() -> None:
+    """Since there is no room for it now; the others go on."""
+    desk = Desk(make(1, "k", attempts=MOST_ATTEMPTS - 1), make(2, "k"), make(3))
+    desk.courier.bad[1] = Refused("the queue is full")
+    assert desk.all_turns() == [3]
+    assert [letter.attempts for letter in desk.mailbox.letters] == [MOST_ATTEMPTS - 1, 0]
+    del desk.courier.bad[1]
+    desk.now += REFUSED_REST
+    assert desk.all_turns() == [3, 1, 2]
+
+
+def test_a_broker_that_refuses_all_is_waited_for() -> None:
+    """Rather than asked for each."""
+    desk = Desk(*(make(number) for number in range(1, 4)))
+    desk.courier.bad = {number: Refused("no memory") for number in range(1, 4)}
+    with pytest.raises(Refused):
+        desk.turn()
+    assert len(desk.mailbox.letters) == 3
+    assert desk.mailbox.dead == []
+
+
+def test_who_may_not_act_sends_nothing() -> None:
+    """Not even the rest of a batch."""
+    desk = Desk(make(1))
+    desk.may_act = False
+    assert desk.turn() is False
+    assert desk.courier.taken == []
+
+
+def test_new_ones_pass_a_backlog() -> None:
+    """If they have nothing to do with it; the order within its key is kept."""
+    desk = Desk(*(make(number, "backlog") for number in range(1, 8)))
+    desk.round.go_on(_ended())
+    desk.round._seen = 7  # noqa: SLF001 - what it had seen when it began
+    desk.mailbox.letters += [make(8, "backlog"), make(9, "new"), make(10)]
+    desk.turn()
+    assert desk.courier.taken == [1, 2, 3, 9, 10]
+    assert desk.all_turns() == [1, 2, 3, 9, 10, 4, 5, 6, 7, 8]
+
+
+def test_task_ids_are_made_of_the_notification_and_the_task() -> None:
+    """So that what is dispatched again is known to be the same."""
+    seen: list[str] = []
+    desk = Desk(make(1))
+    desk.task.apply_async = lambda *_, task_id, **__: seen.append(task_id)
+    desk.turn()
+    assert seen == [str(uuid5(UID, "shop.on_order"))]
+
+
+def _ended() -> threading.Event:
+    ended = threading.Event()
+    ended.set()
+    return ended
