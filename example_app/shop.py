@@ -59,7 +59,7 @@ def report(self: Any) -> str:
     """Sum up the day. Called by the leader's beat, and run by any worker."""
     slot = current_slot()
     with psycopg.connect(DATABASE_URL) as db:
-        record(db, "tick", slot.at if slot else "by hand", self.request)
+        record(db, "tick", slot.at.timestamp() if slot else "by hand", self.request)
         row = db.execute("select count(*), coalesce(sum(price), 0) from orders").fetchone()
     return "{} orders, {} in all".format(*row or (0, 0))
 

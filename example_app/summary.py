@@ -138,7 +138,9 @@ def count_ticks(slots: Iterable[SlotRow], facts: Iterable[Fact], period: float, 
     first = min((row.at for row in rows), default=closed_at)
     expected = math.floor((closed_at - first) / period) + 1 if rows else 0
     published = sum(row.state == "published" for row in rows)
-    runs = Counter(fact.key for fact in facts if fact.kind == "tick")
+    # Without those that were run by hand, and those that were due when the shop had closed.
+    kept = {str(row.at) for row in rows}
+    runs = Counter(fact.key for fact in facts if fact.kind == "tick" and fact.key in kept)
     return Ticks(
         expected=expected,
         published=published,
