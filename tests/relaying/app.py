@@ -31,8 +31,6 @@ app.conf.update(
     pgleader_ttl=1.0,
     pgleader_poll_interval=0.2,
     pgleader_channels={DURABLE: {"task": "relaying.take", "deduplicate": True}, RAW: "relaying.hear"},
-    # Only with a policy does a worker without `--pgleader` guard its tasks.
-    pgleader_schedule={"no-such-entry": {"deduplicate": True}},
 )
 
 
