@@ -56,6 +56,10 @@ with psycopg.connect(url, autocommit=True) as connection:
 """
 STATEMENTS = {
     "plain insert": ("insert into plain (payload) values (%s::jsonb)", "on"),
+    "plain insert, NOTIFY": (
+        "with added as (insert into plain (payload) values (%s::jsonb)) select pg_notify('orders', '')",
+        "on",
+    ),
     "durable, NOTIFY": ("select pgleader.notify('orders', %s::jsonb)", "on"),
     "durable, no NOTIFY": ("select pgleader.notify('orders', %s::jsonb)", "off"),
 }
