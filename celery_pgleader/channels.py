@@ -78,7 +78,11 @@ def read_channels(setting: str, value: object) -> Mapping[str, tuple[Route, ...]
         checked = check_channel(setting, channel)
         if checked == WAKE_CHANNEL:
             raise _refused(setting, channel, "this channel is taken: it wakes the leader for durable notifications")
-        channels[checked] = tuple(read_route(f"{setting}[{channel!r}]", route) for route in routes)
+        read = tuple(read_route(f"{setting}[{channel!r}]", route) for route in routes)
+        if len({route.task for route in read}) < len(read):
+            # Task ids are made of the notification and the task's name.
+            raise _refused(setting, {channel: given}, "each task may stand once in a channel")
+        channels[checked] = read
     return channels
 
 

@@ -56,6 +56,10 @@ def decode(payload: str) -> Any:
 
     """
     try:
-        return json.loads(payload)
+        return json.loads(payload, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise NotificationError(f"the payload is not JSON: {error}") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON value")

@@ -158,7 +158,16 @@ def test_channels() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["orders", {"orders": None}, {"orders": [1]}, {"orders": []}, {"": "task"}, {7: "task"}, {"pgleader": "task"}],
+    [
+        "orders",
+        {"orders": None},
+        {"orders": [1]},
+        {"orders": []},
+        {"": "task"},
+        {7: "task"},
+        {"pgleader": "task"},
+        {"orders": ["a", "a"]},
+    ],
 )
 def test_bad_channels_are_refused(value: object) -> None:
     """With the setting's name."""

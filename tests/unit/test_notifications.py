@@ -44,7 +44,7 @@ def test_the_limit_is_postgres_own() -> None:
         encode("x" * (MAX_PAYLOAD_BYTES - 1))
 
 
-@pytest.mark.parametrize("payload", ["", "{", "it's", "[" * 100_000])
+@pytest.mark.parametrize("payload", ["", "{", "it's", "NaN", "[-Infinity]", "[" * 100_000])
 def test_what_is_no_json_cannot_be_decoded(payload: str) -> None:
     """With a reason."""
     with pytest.raises(NotificationError, match="the payload is not JSON"):
