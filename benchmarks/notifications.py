@@ -5,7 +5,6 @@ All contenders of one measurement run in turns, in one process, on servers of th
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -264,12 +263,9 @@ def _rabbitmq() -> Iterator[str]:
         node.close()
 
 
-def main() -> None:
-    """Measure, and print what came of it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.notifications", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer, and one round of each")
-    options = parser.parse_args()
-    number, rounds, seconds = (1_000, 1, 1.0) if options.quick else (10_000, 3, 3.0)
+def run(*, quick: bool) -> tuple[list[Any], str]:
+    """Measure, and return the results with a table of them."""
+    number, rounds, seconds = (1_000, 1, 1.0) if quick else (10_000, 3, 3.0)
     durable = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "256MB"}
     results: list[Any] = []
     with EmbeddedPostgres(settings=durable) as postgres, EmbeddedValkey() as valkey, _rabbitmq() as rabbitmq:
@@ -283,7 +279,7 @@ def main() -> None:
             bench = Bench(postgres.url(), url, **transport_options)
             results += [throughput(name, bench, number, rounds), latency(name, bench, number // 20)]
         results += write_cost(postgres.url(), seconds, rounds)
-    print(table(results))
+    return results, table(results)
 
 
 def table(results: list[Any]) -> str:
@@ -295,7 +291,3 @@ def table(results: list[Any]) -> str:
         lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
         lines.append("")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

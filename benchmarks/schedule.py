@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,44 @@ def measure(kind: str, entries: int, seconds: float, rounds: int) -> list[Result
                 )
                 print(json.dumps(asdict(results[-1])), flush=True)
     return results
+
+
+def run(*, quick: bool) -> tuple[list[Result], str]:
+    """Measure, and return the results with a table of them."""
+    rounds = 1 if quick else 3
+    results = [
+        *measure("spread", 1_000, 60, rounds),
+        *measure("burst", 1_000, 30, rounds),
+        *([] if quick else measure("burst", 10_000, 75, 1)),
+    ]
+    return results, table(results)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the medians over the rounds, and the ratio of each to stock's, as Markdown."""
+    lines = ["| schedule | entries | contender | ticks | early | p50 ms | p99 ms | max ms | p99 to stock's | CPU s |"]
+    lines.append("|---" * 10 + "|")
+    for kind, entries in dict.fromkeys((result.kind, result.entries) for result in results):
+        stock = 0.0
+        for contender in CONTENDERS:
+            some = [r for r in results if (r.kind, r.entries, r.contender) == (kind, entries, contender)]
+            p99 = statistics.median(r.p99 for r in some)
+            stock = stock or p99
+            ticks = f"{sum(r.ticks for r in some)} of {sum(r.expected for r in some)}"
+            figures = [
+                str(sum(r.early for r in some)),
+                _middle(r.p50 for r in some),
+                f"{p99:.1f}",
+                f"{max(r.max for r in some):.1f}",
+                f"{p99 / stock:.2f}",
+                _middle(r.cpu_seconds for r in some),
+            ]
+            lines.append("| " + " | ".join([kind, f"{entries:,}", contender, ticks, *figures]) + " |")
+    return "\n".join(lines)
+
+
+def _middle(values: Iterable[float]) -> str:
+    return f"{statistics.median(values):.1f}"
 
 
 def _run(
