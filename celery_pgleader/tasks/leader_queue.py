@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from celery.concurrency.prefork import TaskPool as PreforkPool
@@ -33,10 +33,13 @@ class LeaderQueue:
         self.name = name
         self._leadership = leadership
         self._consumer: Any = None
-        self._closed = False
+        self.closed = False
+        # How many connections to the broker there have been.
+        self.connections = 0
 
     def attach(self, consumer: Any) -> None:
         """Take over a consumer that is connecting; it is not ready for messages before its loop runs."""
+        self.connections += 1
         self._consumer = consumer
         self._ask_for_reconcile()
 
@@ -53,7 +56,7 @@ class LeaderQueue:
     def close(self) -> None:
         """Join the queue no more, whoever leads; the consumer is about to stop. Safe in a signal handler."""
         # Asking for a reconcile would take a lock that the handler may have interrupted.
-        self._closed = True
+        self.closed = True
 
     def is_busy(self) -> bool:
         """Tell whether a leader-only task was received and has not ended."""
@@ -69,24 +72,31 @@ class LeaderQueue:
         """Follow the leadership."""
         self._ask_for_reconcile()
 
-    def call_in_loop(self, call: Callable[[Any], object]) -> None:
-        """Have something called with the consumer, in the worker's main loop, if there is one then."""
+    def held(self) -> set[str] | None:
+        """Return the delivery tags of the queue's messages that this worker has in hand.
 
-        def call_with_consumer() -> None:
-            consumer = self._consumer
-            if consumer is not None and consumer.task_consumer is not None:
-                call(consumer)
-
+        It may be called in any thread. None is returned if that cannot be told now: while there is no connection, or
+        while the main loop is changing what is read.
+        """
         consumer = self._consumer
-        if consumer is not None:
-            consumer.call_soon(call_with_consumer)
+        if consumer is None or consumer.task_consumer is None:
+            return None
+        try:
+            qos = consumer.task_consumer.channel.qos
+            # What is done with is kept there for a while, and marked.
+            messages = [message for tag, message in [*qos._delivered.items()] if tag not in qos._dirty]  # noqa: SLF001
+            # What runs since before the connection was lost is not of this channel.
+            messages += [request.message for request in (*state.reserved_requests, *state.active_requests)]
+        except RuntimeError:
+            return None
+        return {message.delivery_tag for message in messages if message.delivery_info.get("routing_key") == self.name}
 
     def reconcile(self) -> None:
         """Consume or not, as it should be now. To be called in the worker's main loop only."""
         consumer = self._consumer
         if consumer is None or consumer.task_consumer is None:
             return
-        wanted = self._leadership.trusted() and not self._closed
+        wanted = self._leadership.trusted() and not self.closed
         consuming = consumer.task_consumer.consuming_from(self.name)
         if wanted and not consuming:
             queues = consumer.app.amqp.queues
@@ -131,7 +141,8 @@ def _scheduled(consumer: Any) -> Iterator[tuple[Any, Any]]:
         arguments = getattr(waiting.entry, "args", None) or ()
         request = arguments[0] if arguments else None
         if request is not None and hasattr(request, "task") and _is_leader_only(request):
-            yield request, waiting.entry
+            # With green threads what waits is a thread, which nothing but its own end keeps from running the entry.
+            yield request, waiting if hasattr(waiting, "canceled") else waiting.entry
 
 
 def _abort(consumer: Any, request: Any) -> None:

@@ -14,6 +14,8 @@ class LeaderRequest(Request):
     def revoked(self) -> bool:
         """Tell whether it is not to be run; asked right before it is handed to the pool."""
         if super().revoked():
+            # Who asks has reserved it, perhaps again after it was given back.
+            state.task_ready(self)
             return True
         if reader.term() is not None:
             return False

@@ -155,3 +155,41 @@ def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str) -> Non
     assert gained["at"] < ended["at"]
     leader.await_line("leaving although leader-only tasks have not ended within 1 s")
     eventually(lambda: leader.process.poll() is not None, timeout=PATIENCE)
+
+
+def test_earlier_leaders_that_live_do_not_hold_up_what_another_had(
+    leading: Callable[..., Workers], valkey: str, database: str
+) -> None:
+    """The run of one that led before goes on undisturbed; what the killed one ran is begun again."""
+    group = leading(valkey)
+    first, _ = pair(group)
+    group.start("c", app=APP)
+    group.await_successors(2)
+    send(group, "finish", "of the first", 8.0)
+    group.await_fact("began", key="of the first")
+    end_session(group, database)
+    second = group.await_leader(other_than=first)
+    send(group, "finish", "of the second", 2.0)
+    group.await_fact("began", key="of the second", node=second.node)
+    second.send(signal.SIGKILL)
+    again = group.await_fact("began", key="of the second", more_than=1)
+    ended = group.await_fact("ended", key="of the first")
+    assert again["at"] < ended["at"], "the first was still at it"
+    group.await_fact("ended", key="of the second", node=again["node"])
+    assert len(group.facts("began", key="of the first")) == 1
+
+
+def test_what_was_taken_before_the_broker_was_restarted(leading: Callable[..., Workers], own_valkey: Any) -> None:
+    """What the leader had taken, and had no chance to give back, is restored in the same term."""
+    group = leading(own_valkey.url, LEADING_PREFETCH="4")
+    leader, _ = pair(group, "-c", "1")
+    send(group, "finish", "running", 2.0)
+    group.await_fact("began", key="running")
+    keys = [f"waiting {number}" for number in range(3)]
+    for key in keys:
+        send(group, "finish", key)
+    leader.await_line("leading.finish", 4)
+    own_valkey.restart()
+    for key in ("running", *keys):
+        group.await_fact("ended", key=key, node=leader.node)
+    assert len(group.facts("gained")) == 1

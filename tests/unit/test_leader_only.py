@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.worker import state
+from kombu.asynchronous.timer import scheduled
 
-from celery_pgleader import LeaderOnlyTask
-from celery_pgleader.tasks import route_leader_only_tasks
+from celery_pgleader import LeaderOnlyTask, LeadershipLost, current_leadership
+from celery_pgleader.election import Leadership, Term
+from celery_pgleader.tasks import request as request_module
+from celery_pgleader.tasks import route_leader_only_tasks, run_leadership, trust_page
+from celery_pgleader.tasks.leader_queue import LeaderQueue
+from celery_pgleader.tasks.orphans import GLANCE, LONG_GLANCE, Orphans
 from celery_pgleader.tasks.strategy import leader_only
 
 
@@ -137,3 +149,282 @@ def test_what_cannot_be_forwarded_is_kept(
     handler(takes_part=True)(message)
     assert message.fate == ["returned"]
     assert "could not forward based[some id]" in caplog.text
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have pages made in a folder of the test's own."""
+    monkeypatch.setattr(trust_page, "SHARED", tmp_path)
+    # So that what a page leaves in the environment is put back.
+    monkeypatch.setenv(trust_page.VARIABLE, "nowhere")
+    return tmp_path
+
+
+def test_a_page_tells_the_term_while_it_is_to_be_trusted(pages: Path) -> None:
+    """It is found by the environment, as a spawned process has to."""
+    page, reader = trust_page.TrustPage(), trust_page.TrustReader()
+    assert reader.term() is None, "nothing was told yet"
+    page.write(7, time.monotonic() + 60)
+    assert reader.term() == 7
+    page.write(8, time.monotonic() - 1)
+    assert reader.term() is None, "the time is over"
+    page.write(9, time.monotonic() + 60)
+    page.close()
+    assert reader.term() is None, "nobody leads after the end"
+    assert not list(pages.iterdir())
+
+
+def test_a_page_that_is_being_written_is_not_trusted(pages: Path) -> None:
+    """Neither half of it says anything."""
+    page, reader = trust_page.TrustPage(), trust_page.TrustReader()
+    page.write(7, time.monotonic() + 60)
+    (path,) = pages.iterdir()
+    first, term, last = trust_page.PAGE.unpack(path.read_bytes())
+    for torn in ((0.0, term, last), (first, term + 1, 0.0), (first, term, last + 1)):
+        path.write_bytes(trust_page.PAGE.pack(*torn))
+        assert reader.term() is None
+    page.close()
+
+
+def test_without_a_page_nothing_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable, no file, or an empty one: the process belongs to no worker that takes part."""
+    (tmp_path / "empty").touch()
+    monkeypatch.delenv(trust_page.VARIABLE, raising=False)
+    assert trust_page.TrustReader().term() is None
+    for name in ("missing", "empty"):
+        monkeypatch.setenv(trust_page.VARIABLE, str(tmp_path / name))
+        assert trust_page.TrustReader().term() is None
+
+
+def test_a_spawned_process_reads_the_page(pages: Path) -> None:
+    """It inherits nothing but the environment."""
+    page = trust_page.TrustPage()
+    page.write(7, time.monotonic() + 60)
+    code = "from celery_pgleader.tasks.trust_page import reader; print(reader.term())"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    page.close()
+    assert output == "7\n"
+
+
+def test_pages_of_the_dead_are_swept(pages: Path) -> None:
+    """And nobody else's, nor what is no page."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = pages / f"{trust_page.PREFIX}{ended.pid}-abc"
+    kept = [pages / f"{trust_page.PREFIX}{os.getpid()}-abc", pages / f"{trust_page.PREFIX}x-abc", pages / "else"]
+    for path in (dead, *kept):
+        path.touch()
+    page = trust_page.TrustPage()
+    assert not dead.exists()
+    assert all(path.exists() for path in kept)
+    page.close()
+
+
+@pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Have this process believe that it leads a term, or none."""
+
+    def believe(term: int | None) -> None:
+        for module in (trust_page, run_leadership, request_module):
+            monkeypatch.setattr(module, "reader", SimpleNamespace(term=lambda: term))
+
+    return believe
+
+
+def test_a_run_knows_its_own_term_only(believed: Callable[[int | None], None]) -> None:
+    """A later term of the same node is another leadership."""
+    leadership = run_leadership.RunLeadership("shop", 7)
+    believed(7)
+    leadership.ensure()
+    for term in (8, None):
+        believed(term)
+        assert not leadership.trusted()
+        with pytest.raises(LeadershipLost, match="term 7 of election shop is over"):
+            leadership.ensure()
+
+
+def test_outside_of_a_task_there_is_no_leadership() -> None:
+    """Nor is there an error."""
+    assert current_leadership() is None
+
+
+@pytest.fixture
+def received(app: Celery) -> Iterator[Any]:
+    """Give a request for a leader-only task as a worker has it; what became of its message is on it."""
+    fates: list[bool] = []
+    message = SimpleNamespace(
+        headers={"id": "some id", "task": "based"},
+        delivery_info={"routing_key": "leader.shop"},
+        properties={},
+        body=((), {}, {}),
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_tag="tag",
+        reject_log_error=lambda *_: fates.append(False),
+        acknowledged=False,
+    )
+    request: Any = request_module.LeaderRequest(
+        message,
+        app=app,
+        task=app.tasks["based"],
+        decoded=True,
+        body=((), {}, {}),
+        on_reject=lambda *arguments: fates.append(arguments[-1]),
+    )
+    request.fates = fates
+    state.task_reserved(request)
+    yield request
+    state.task_ready(request)
+
+
+def test_a_request_is_vetoed_where_nobody_leads(received: Any, believed: Callable[[int | None], None]) -> None:
+    """Its message goes back, once, and the worker forgets it."""
+    believed(None)
+    assert received.revoked()
+    assert received.fates == [True]
+    assert received not in state.reserved_requests
+    # Whoever had it in hand, such as a timer, comes late.
+    believed(7)
+    state.task_reserved(received)
+    assert received.revoked()
+    assert received.fates == [True]
+    assert received not in state.reserved_requests
+    assert "some id" not in state.requests
+
+
+def test_a_leader_runs_its_request(received: Any, believed: Callable[[int | None], None]) -> None:
+    """There is nothing to veto."""
+    believed(7)
+    assert not received.revoked()
+    assert received.fates == []
+    assert received in state.reserved_requests
+
+
+@pytest.mark.parametrize("green", [False, True])
+def test_what_waits_for_its_time_goes_back(*, green: bool, received: Any) -> None:
+    """With green threads it is the thread that is ended: nothing else keeps it from running the request."""
+    cancelled: list[Any] = []
+    entry: Any = SimpleNamespace(args=(received,))
+    thread = SimpleNamespace(entry=entry, canceled=False)
+    queue = [thread if green else scheduled(0.0, 6, entry)]
+    timer = SimpleNamespace(schedule=SimpleNamespace(queue=queue), cancel=cancelled.append)
+    consumer: Any = SimpleNamespace(
+        app=None,
+        timer=timer,
+        qos=SimpleNamespace(decrement_eventually=lambda: None),
+        task_consumer=SimpleNamespace(consuming_from=lambda _: False),
+        call_soon=lambda call: call(),
+    )
+    LeaderQueue("leader.shop", Leadership()).attach(consumer)
+    assert cancelled == [thread if green else entry]
+    assert received.fates == [True]
+
+
+class Redis:
+    """What Redis holds of messages that were taken, and the channel to it."""
+
+    unacked_key = "unacked"
+
+    def __init__(self, **taken: str) -> None:
+        """Hold tags, and the queues that they are of."""
+        self.taken = taken
+        self.restored: list[str] = []
+        self.qos = self
+
+    @contextmanager
+    def conn_or_acquire(self) -> Iterator[Redis]:
+        yield self
+
+    def hscan_iter(self, _key: str) -> Iterator[tuple[bytes, bytes]]:
+        for tag, queue in self.taken.items():
+            yield tag.encode(), json.dumps([{}, "", queue]).encode()
+
+    def restore_by_tag(self, tag: str, _client: object) -> None:
+        self.restored.append(tag)
+
+
+class OtherLeaders(Orphans):
+    """Those who have led before: some have a session, and some answer."""
+
+    def __init__(self, redis: Redis, mine: set[str] | None, sessions: list[str], answers: dict[str, Any]) -> None:
+        """Say how it is."""
+        replies = [{node: answer} for node, answer in answers.items()]
+        app = SimpleNamespace(
+            control=SimpleNamespace(broadcast=lambda *_, **__: replies),
+            connection_for_read=lambda: nullcontext(SimpleNamespace(default_channel=redis, connection_errors=())),
+        )
+        queue: Any = SimpleNamespace(name="leader.shop", held=lambda: mine)
+        super().__init__(app, SimpleNamespace(), queue)  # type: ignore[arg-type]
+        self._sessions = sessions
+
+    def _look(self, _term: Term) -> tuple[list[str], list[str]]:
+        return ["a", "b"], list(self._sessions)
+
+    def attempt(self, *, ended: bool = False) -> float | None:
+        """Try once, without waiting."""
+        ending: Any = SimpleNamespace(wait=lambda _: None, is_set=lambda: ended)
+        return self._attempt(Term(7, "shop", "c", 1), ending)
+
+
+def test_what_nobody_has_is_restored() -> None:
+    """Of the leader queue only, and neither what this worker has nor what an earlier leader has."""
+    redis = Redis(mine="leader.shop", theirs="leader.shop", nobodys="leader.shop", ordinary="celery")
+    leaders = OtherLeaders(redis, {"mine"}, ["a"], {"a": {"held": ["theirs"]}})
+    assert leaders.attempt() == LONG_GLANCE, "they may die yet"
+    assert redis.restored == ["nobodys"]
+
+
+def test_when_all_are_gone_there_is_nothing_left_to_restore() -> None:
+    """One attempt is enough; and with nothing taken nobody is asked."""
+    redis = Redis(mine="leader.shop", nobodys="leader.shop")
+    assert OtherLeaders(redis, {"mine"}, [], {}).attempt() is None
+    assert redis.restored == ["nobodys"]
+    assert OtherLeaders(Redis(ordinary="celery"), set(), ["a"], {}).attempt() is None
+
+
+@pytest.mark.parametrize(
+    ("mine", "answers", "ended"),
+    [
+        (set(), {}, False),
+        (set(), {"b": {"held": []}}, False),
+        (set(), {"a": {"error": "no such command"}}, False),
+        (None, {"a": {"held": []}}, False),
+        (set(), {"a": {"held": []}}, True),
+    ],
+    ids=["no answer", "of another", "older version", "no connection", "term over"],
+)
+def test_nothing_is_restored_in_doubt(*, mine: set[str] | None, answers: dict[str, Any], ended: bool) -> None:
+    """A leader of before that is there has to say what it has, and this worker has to lead still."""
+    redis = Redis(nobodys="leader.shop")
+    assert OtherLeaders(redis, mine, ["a"], answers).attempt(ended=ended) == GLANCE
+    assert redis.restored == []
+
+
+def test_what_a_worker_has_in_hand() -> None:
+    """What was delivered on its connection, and is not done with, and what runs since before that."""
+    queue = LeaderQueue("leader.shop", Leadership())
+    assert queue.held() is None, "without a connection"
+
+    def message(tag: str, routing_key: str) -> Any:
+        return SimpleNamespace(delivery_tag=tag, delivery_info={"routing_key": routing_key})
+
+    delivered = {
+        tag: message(tag, queue) for tag, queue in {"1": "leader.shop", "2": "celery", "4": "leader.shop"}.items()
+    }
+    consumer = SimpleNamespace(
+        task_consumer=SimpleNamespace(channel=SimpleNamespace(qos=SimpleNamespace(_delivered=delivered, _dirty={"4"}))),
+        call_soon=lambda _: None,
+    )
+    queue.attach(consumer)
+    running = Running(message("3", "leader.shop"))
+    state.active_requests.add(running)
+    assert queue.held() == {"1", "3"}
+    state.active_requests.discard(running)
+
+
+class Running:
+    """A request that runs."""
+
+    def __init__(self, message: Any) -> None:
+        """Come from a message."""
+        self.message = message
