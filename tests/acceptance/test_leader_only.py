@@ -11,7 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from tests.leading.driver import Driver
 from tests.support.eventually import eventually
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.workers import PATIENCE, Worker, Workers
 
 APP = "tests.acceptance.leading"
@@ -193,3 +196,26 @@ def test_what_was_taken_before_the_broker_was_restarted(leading: Callable[..., W
     for key in ("running", *keys):
         group.await_fact("ended", key=key, node=leader.node)
     assert len(group.facts("gained")) == 1
+
+
+def check(postgres: EmbeddedPostgres, broker: EmbeddedValkey | RabbitMQ, folder: Path) -> None:
+    """Send sixty while the lead changes and the broker is restarted: `python -m tests.leading`, in short."""
+    with Driver(postgres.url(), broker.url, folder, pool="prefork", seed=4) as driver:
+        count = driver.run(60, ("kill", "term", "terminate"), 15.0, broker.restart)
+    assert count.faultless, count
+    assert (count.sent, count.terms, driver.kinds["broker"]) == (60, 4, 1)
+
+
+def test_none_is_lost_or_strays_on_valkey(
+    tmp_path: Path, own_postgres: EmbeddedPostgres, own_valkey: EmbeddedValkey
+) -> None:
+    """All run, on the leader only, and again only where the run had died."""
+    check(own_postgres, own_valkey, tmp_path)
+
+
+@pytest.mark.xdist_group("rabbitmq")
+def test_none_is_lost_or_strays_on_rabbitmq(
+    tmp_path: Path, own_postgres: EmbeddedPostgres, shared_rabbitmq: RabbitMQ
+) -> None:
+    """All run, on the leader only, and again only where the run had died."""
+    check(own_postgres, shared_rabbitmq, tmp_path)

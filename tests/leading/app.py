@@ -1,0 +1,104 @@
+"""The app whose leader-only tasks are counted; the environment says where everything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import uuid
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_ready
+from kombu import Exchange, Queue
+
+from celery_pgleader import current_leadership, leadership_gained, leadership_lost
+from tests.support.stacks import dump_on_signal
+
+dump_on_signal()
+
+ELECTION = "leading"
+LEADER_QUEUE = f"leader.{ELECTION}"
+RESIGN = signal.SIGRTMIN
+STAND_BACK = 0.5
+
+
+def make_app(broker: str) -> Any:
+    """Return the app, without its tasks."""
+    app = Celery(ELECTION, broker=broker)
+    app.conf.update(
+        # Of its own, on a broker that others use as well.
+        task_default_queue=ELECTION,
+        task_ignore_result=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+    )
+    if broker.startswith("amqp"):
+        # Without it, what is sent while the broker stops is lost unseen.
+        app.conf.broker_transport_options = {"confirm_publish": True}
+        if os.environ.get("LEADING_QUEUES") == "quorum":
+            app.conf.update(
+                task_default_queue_type="quorum",
+                task_default_exchange_type="topic",
+                task_queues=[
+                    Queue(ELECTION, Exchange(ELECTION, "topic"), ELECTION, queue_arguments={"x-queue-type": "quorum"})
+                ],
+                broker_native_delayed_delivery_queue_type="quorum",
+            )
+    return app
+
+
+app = make_app(os.environ.get("LEADING_BROKER", "memory://"))
+app.conf.update(
+    worker_prefetch_multiplier=2,
+    beat_schedule_filename=os.environ.get("LEADING_SCHEDULE", "schedule"),
+    result_expires=None,
+    pgleader_database_url=os.environ.get("LEADING_DATABASE", ""),
+    pgleader_election=ELECTION,
+    pgleader_ttl=2.0,
+)
+
+
+def tell(what: str, **fact: Any) -> None:
+    """Append a fact; lines this short are written whole."""
+    line = json.dumps({"what": what, "at": time.monotonic(), **fact}) + "\n"
+    fd = os.open(os.environ["LEADING_FACTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+@leadership_gained.connect
+def on_gained(sender: str, term: Any, **_: Any) -> None:
+    """Tell who leads."""
+    tell("gained", node=sender, term=term.number)
+
+
+@leadership_lost.connect
+def on_lost(sender: str, term: Any, reason: str, **_: Any) -> None:
+    """Tell who leads no more."""
+    tell("lost", node=sender, term=term.number, reason=reason)
+
+
+@worker_ready.connect
+def on_ready(sender: Any, **_: Any) -> None:
+    """Have the worker resign at a signal, which stands in for trouble with its beat."""
+    participant = sender.controller.pgleader
+    signal.signal(RESIGN, lambda *_: participant._elector.resign(STAND_BACK))  # noqa: SLF001 - nobody else need do it
+
+
+@app.task(bind=True, name="leading.work", leader_only=True)
+def work(self: Any, key: int, seconds: float = 0.0) -> None:
+    """Take a while, and tell of the beginning and the end."""
+    leadership = current_leadership()
+    assert leadership is not None
+    run = uuid.uuid4().hex
+    node = self.request.hostname
+    tell("began", key=key, run=run, node=node, term=leadership.term, trusted=leadership.trusted(), pid=os.getpid())
+    if seconds:
+        threading.Event().wait(seconds)
+    tell("ended", key=key, run=run, trusted=leadership.trusted())
