@@ -25,6 +25,10 @@ class Courier:
         self._connection: Any = None
         self._producer: Any = None
         self._load: AbstractContextManager[object] = nullcontext()
+        with app.connection_for_write() as connection:
+            # Whether, of what is published in one batch, the broker may take some and refuse other; the others take all
+            # of it or nothing, or one after the other.
+            self.may_take_some: bool = connection.transport.driver_type == "amqp"
 
     @contextmanager
     def batch(self) -> Iterator[Any]:
@@ -124,7 +128,7 @@ class RedisLoad:
     def __enter__(self) -> None:
         """Begin to load."""
         with self._channel.conn_or_acquire() as client:
-            self._pipeline = client.pipeline(transaction=False)
+            self._pipeline = client.pipeline(transaction=True)
         self._channel._put = self._put  # noqa: SLF001 - the one place in which kombu sends
 
     def __exit__(self, error: object, *_: object) -> None:

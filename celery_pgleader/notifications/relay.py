@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid5
@@ -160,6 +161,14 @@ class Round:
         return True
 
     def _dispatch(self, letters: Sequence[Letter]) -> None:
+        # Of what is under way together a broker may take the later and not the earlier.
+        for part in _one_of_each_key(letters) if self._courier.may_take_some else [letters]:
+            resting = {(letter.channel, letter.key) for letter, _ in self._resting.values() if letter.key is not None}
+            awake = [letter for letter in part if (letter.channel, letter.key) not in resting]
+            if awake:
+                self._dispatch_together(awake)
+
+    def _dispatch_together(self, letters: Sequence[Letter]) -> None:
         try:
             done, failed = self._send_all(letters)
         except NotTaken as error:
@@ -267,6 +276,21 @@ class Round:
         while not ended.is_set() and (left := until - self._clock()) > 0:
             if self._mailbox.wait(min(GLANCE, left)):
                 return
+
+
+def _one_of_each_key(letters: Sequence[Letter]) -> list[list[Letter]]:
+    """Part notifications so that no part has two with the same key, and with one key the order is that of the parts."""
+    parts: list[list[Letter]] = []
+    found: Counter[tuple[str, str]] = Counter()
+    for letter in letters:
+        number = 0
+        if letter.key is not None:
+            number = found[letter.channel, letter.key]
+            found[letter.channel, letter.key] += 1
+        if number == len(parts):
+            parts.append([])
+        parts[number].append(letter)
+    return parts
 
 
 def _value_of(payload: str) -> Any:

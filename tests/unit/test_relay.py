@@ -67,7 +67,8 @@ class MemoryCourier(Courier):
 
     def __init__(self) -> None:
         """Begin with one that takes all."""
-        super().__init__(None)
+        super().__init__(Celery("shop", broker="memory://", set_as_current=False))
+        self.batches: list[list[int]] = []
         self.taken: list[int] = []
         self.bad: dict[int, NotTaken] = {}
         self.is_there = True
@@ -83,6 +84,7 @@ class MemoryCourier(Courier):
             if number in self.bad:
                 raise self.bad[number]
         self.taken += self.loaded
+        self.batches.append(self.loaded)
 
     def reachable(self) -> bool:
         return self.is_there
@@ -143,6 +145,21 @@ def test_batches_in_order() -> None:
     desk = Desk(*(make(number) for number in range(1, 9)))
     assert desk.all_turns() == list(range(1, 9))
     assert desk.mailbox.letters == []
+
+
+def test_two_with_one_key_are_never_under_way_together() -> None:
+    """Where a broker may take the later one and refuse the earlier."""
+    desk = Desk(make(1, "k"), make(2, "k"), make(3, "l"))
+    desk.courier.may_take_some = True
+    assert desk.all_turns() == [1, 3, 2]
+    assert desk.courier.batches == [[1, 3], [2]]
+
+
+def test_what_is_behind_a_failure_is_not_sent_in_a_later_part() -> None:
+    """It waits for the rest of its key to be over."""
+    desk = Desk(make(1, "k", payload='"bad"'), make(2, "k"), make(3, "l"))
+    desk.courier.may_take_some = True
+    assert desk.all_turns() == [3]
 
 
 def test_one_that_fails_rests_and_so_does_its_key() -> None:
