@@ -37,7 +37,7 @@ QUIET = 1.0
 # Between Redis giving a message to a worker and the worker knowing of it.
 SETTLED_WITHIN = 0.1
 # Long enough for a worker that has lost its session to open another, and too short for one to start.
-ANSWER_PATIENCE = 0.75
+ANSWER_PATIENCE = 0.4
 
 
 class Orphans:

@@ -12,7 +12,6 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_ready
-from kombu import Exchange, Queue
 
 from celery_pgleader import current_leadership, leadership_gained, leadership_lost
 from tests.support.stacks import dump_on_signal
@@ -39,15 +38,12 @@ def make_app(broker: str) -> Any:
     if broker.startswith("amqp"):
         # Without it, what is sent while the broker stops is lost unseen.
         app.conf.broker_transport_options = {"confirm_publish": True}
-        if os.environ.get("LEADING_QUEUES") == "quorum":
-            app.conf.update(
-                task_default_queue_type="quorum",
-                task_default_exchange_type="topic",
-                task_queues=[
-                    Queue(ELECTION, Exchange(ELECTION, "topic"), ELECTION, queue_arguments={"x-queue-type": "quorum"})
-                ],
-                broker_native_delayed_delivery_queue_type="quorum",
-            )
+    if os.environ.get("LEADING_QUEUES") == "quorum":
+        app.conf.update(
+            task_default_queue_type="quorum",
+            task_default_exchange_type="topic",
+            task_create_missing_queue_type="quorum",
+        )
     return app
 
 
