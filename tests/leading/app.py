@@ -11,7 +11,7 @@ import uuid
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_ready
+from celery.signals import task_received, worker_ready
 
 from celery_pgleader import current_leadership, leadership_gained, leadership_lost
 from tests.support.stacks import dump_on_signal
@@ -78,6 +78,12 @@ def on_gained(sender: str, term: Any, **_: Any) -> None:
 def on_lost(sender: str, term: Any, reason: str, **_: Any) -> None:
     """Tell who leads no more."""
     tell("lost", node=sender, term=term.number, reason=reason)
+
+
+@task_received.connect
+def on_received(request: Any, **_: Any) -> None:
+    """Tell of each delivery to a leader."""
+    tell("received", key=request.args[0])
 
 
 @worker_ready.connect

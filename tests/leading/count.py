@@ -79,7 +79,9 @@ class Count:
     Attributes:
         sent: tasks, each link of a chain being one.
         ran: of those, those of which a run came to its end.
-        lost: of those, those of which none did.
+        lost: of those, those of which none did, and that a leader had received.
+        lost_on_the_way: the same, but no worker has received them. Redis lets go of a message before the worker has
+            noted it, so one that is on its way to a worker that is killed, or when Redis stops, is lost to kombu.
         terms: how many there were.
         ran_off_leader: runs begun without trust, or after another node had gained a later term.
         overlaps: runs that went on when one of a later term began, by how their own term had ended.
@@ -93,6 +95,7 @@ class Count:
     sent: int = 0
     ran: int = 0
     lost: int = 0
+    lost_on_the_way: int = 0
     terms: int = 0
     ran_off_leader: int = 0
     overlaps: dict[str, int] = field(default_factory=lambda: {"killed_or_stopped": 0, "session_ended": 0, "other": 0})
@@ -132,7 +135,9 @@ def count_tasks(facts: Iterable[dict[str, Any]]) -> Count:
     count = Count(sent=len(sent), terms=len(told["gained"]))
     ended = {run.key for run in runs if run.ended is not None}
     count.ran = len(sent & ended)
-    count.lost = len(sent - ended)
+    received = {fact["key"] for fact in told["received"]}
+    count.lost = len((sent & received) - ended)
+    count.lost_on_the_way = len(sent - received - ended)
     count.offences += [f"lost: {key}" for key in sorted(sent - ended)]
     _count_off_leader(count, runs, told["gained"], faults)
     _count_overlaps(count, runs, told["gained"], faults)
