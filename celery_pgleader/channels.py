@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.errors import ConfigurationError, refused
 
 # PostgreSQL cuts identifiers, and so channel names, at NAMEDATALEN - 1 bytes.
 MAX_CHANNEL_BYTES = 63
@@ -51,13 +51,13 @@ def check_channel(setting: str, channel: object) -> str:
 
     """
     if not isinstance(channel, str) or not channel or "\0" in channel:
-        raise _refused(setting, channel, "a channel name must be a non-empty string without NUL")
+        raise refused(setting, channel, "a channel name must be a non-empty string without NUL")
     try:
         size = len(channel.encode())
     except UnicodeEncodeError:
-        raise _refused(setting, channel, "a channel name must be valid Unicode") from None
+        raise refused(setting, channel, "a channel name must be valid Unicode") from None
     if size > MAX_CHANNEL_BYTES:
-        raise _refused(setting, channel, f"a channel name has at most {MAX_CHANNEL_BYTES} bytes, this one {size}")
+        raise refused(setting, channel, f"a channel name has at most {MAX_CHANNEL_BYTES} bytes, this one {size}")
     return channel
 
 
@@ -69,19 +69,19 @@ def read_channels(setting: str, value: object) -> Mapping[str, tuple[Route, ...]
 
     """
     if not isinstance(value, Mapping):
-        raise _refused(setting, value, 'must be a dict such as {"orders": "proj.tasks.on_order"}')
+        raise refused(setting, value, 'must be a dict such as {"orders": "proj.tasks.on_order"}')
     channels = {}
     for channel, given in value.items():
         routes = tuple(given) if isinstance(given, list | tuple) else (given,)
         if not routes:
-            raise _refused(setting, {channel: given}, "each channel must have a task")
+            raise refused(setting, {channel: given}, "each channel must have a task")
         checked = check_channel(setting, channel)
         if checked == WAKE_CHANNEL:
-            raise _refused(setting, channel, "this channel is taken: it wakes the leader for durable notifications")
+            raise refused(setting, channel, "this channel is taken: it wakes the leader for durable notifications")
         read = tuple(read_route(f"{setting}[{channel!r}]", route) for route in routes)
         if len({route.task for route in read}) < len(read):
             # Task ids are made of the notification and the task's name.
-            raise _refused(setting, {channel: given}, "each task may stand once in a channel")
+            raise refused(setting, {channel: given}, "each task may stand once in a channel")
         channels[checked] = read
     return channels
 
@@ -97,7 +97,7 @@ def read_route(setting: str, value: object) -> Route:
         return value
     given = {"task": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping) or not isinstance(given.get("task"), str) or not given["task"]:
-        raise _refused(setting, value, 'must be a task name, or a dict such as {"task": "proj.on_order"}')
+        raise refused(setting, value, 'must be a task name, or a dict such as {"task": "proj.on_order"}')
     for name in given:
         if name not in FIELDS:
             near = difflib.get_close_matches(str(name), FIELDS, n=1)
@@ -106,15 +106,11 @@ def read_route(setting: str, value: object) -> Route:
             )
     route = Route(**given)
     if route.decode not in DECODERS:
-        raise _refused(f"{setting}['decode']", route.decode, f"must be one of {', '.join(DECODERS)}")
+        raise refused(f"{setting}['decode']", route.decode, f"must be one of {', '.join(DECODERS)}")
     if route.queue is not None and (not isinstance(route.queue, str) or not route.queue):
-        raise _refused(f"{setting}['queue']", route.queue, "must be the name of a queue")
+        raise refused(f"{setting}['queue']", route.queue, "must be the name of a queue")
     if not isinstance(route.deduplicate, bool):
-        raise _refused(f"{setting}['deduplicate']", route.deduplicate, "must be True or False")
+        raise refused(f"{setting}['deduplicate']", route.deduplicate, "must be True or False")
     if not isinstance(route.options, Mapping):
-        raise _refused(f"{setting}['options']", route.options, "must be a dict of options of apply_async")
+        raise refused(f"{setting}['options']", route.options, "must be a dict of options of apply_async")
     return route
-
-
-def _refused(setting: str, value: object, rule: str) -> ConfigurationError:
-    return ConfigurationError(f"{setting} = {value!r}: {rule}")

@@ -19,7 +19,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from celery_pgleader.channels import Route, read_channels
-from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.errors import ConfigurationError, refused
 from celery_pgleader.policies import Policy, read_policies
 
 PREFIX = "pgleader_"
@@ -98,13 +98,13 @@ class Config:
 
     def _check_relations(self) -> None:
         if self.trust_margin >= self.ttl:
-            raise _refused("pgleader_trust_margin", self.trust_margin, f"must be below pgleader_ttl ({self.ttl:g})")
+            raise refused("pgleader_trust_margin", self.trust_margin, f"must be below pgleader_ttl ({self.ttl:g})")
         if self.renew_interval >= self.trust_window:
             rule = (
                 f"must be below pgleader_ttl minus pgleader_trust_margin ({self.trust_window:g}),"
                 " or a leader would lose trust between two renewals"
             )
-            raise _refused("pgleader_renew_interval", self.renew_interval, rule)
+            raise refused("pgleader_renew_interval", self.renew_interval, rule)
 
     @classmethod
     def from_app(cls, app: Any, options: Mapping[str, Any] | None = None) -> Config:
@@ -180,10 +180,6 @@ def _django_database_url() -> str:
     return make_conninfo("", **parts)
 
 
-def _refused(setting: str, value: object, rule: str) -> ConfigurationError:
-    return ConfigurationError(f"{setting} = {value!r}: {rule}")
-
-
 def _read_database_url(setting: str, value: object) -> str:
     if not value:
         if any(os.environ.get(name) for name in LIBPQ_ENVIRONMENT):
@@ -207,9 +203,9 @@ def _read_database_url(setting: str, value: object) -> str:
 
 def _read_election(setting: str, value: object) -> str:
     if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
-        raise _refused(setting, value, "must be a non-empty, printable name without surrounding blanks")
+        raise refused(setting, value, "must be a non-empty, printable name without surrounding blanks")
     if len(value) > MAX_ELECTION_CHARACTERS:
-        raise _refused(setting, value, f"must have at most {MAX_ELECTION_CHARACTERS} characters")
+        raise refused(setting, value, f"must have at most {MAX_ELECTION_CHARACTERS} characters")
     return value
 
 
@@ -218,13 +214,13 @@ def _read_lock(setting: str, value: object) -> int | None:
         return None
     rule = "must be a whole number that fits a Postgres bigint"
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _refused(setting, value, rule)
+        raise refused(setting, value, rule)
     try:
         number = int(value)
     except ValueError:
-        raise _refused(setting, value, rule) from None
+        raise refused(setting, value, rule) from None
     if number not in INT64:
-        raise _refused(setting, value, rule)
+        raise refused(setting, value, rule)
     return number
 
 
@@ -232,16 +228,16 @@ def _seconds(least: float, most: float = MAX_TTL, *, derived: bool = False) -> C
     def read(setting: str, value: object) -> float:
         rule = f"must be a number of seconds from {least:g} to {most:g}"
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise _refused(setting, value, rule)
+            raise refused(setting, value, rule)
         try:
             seconds = float(value)
         except (ValueError, OverflowError):
-            raise _refused(setting, value, rule) from None
+            raise refused(setting, value, rule) from None
         # The class's own default; a zero that somebody wrote is as good a way to ask for it.
         if derived and seconds == 0:
             return 0.0
         if math.isnan(seconds) or not least <= seconds <= most:
-            raise _refused(setting, value, rule)
+            raise refused(setting, value, rule)
         return seconds
 
     return read

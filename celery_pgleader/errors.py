@@ -32,3 +32,8 @@ class NotificationError(PgLeaderError, ValueError):
 
 class LeadershipLost(PgLeaderError):
     """This node does not lead the term any more under which the task was begun."""
+
+
+def refused(setting: str, value: object, rule: str) -> ConfigurationError:
+    """Return the error that says, in one line, which setting has which value, and the rule that it breaks."""
+    return ConfigurationError(f"{setting} = {value!r}: {rule}")

@@ -11,7 +11,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.errors import ConfigurationError, refused
 
 # How late a slot may be, with `misfire = skip`, before it counts as missed: longer than any failover takes.
 SKIP_GRACE = 10.0
@@ -82,18 +82,18 @@ def read_policies(setting: str, value: object) -> Mapping[str, Policy]:
 
     """
     if not isinstance(value, Mapping):
-        raise _refused(setting, value, 'must be a dict such as {"reports.*": {"misfire": "all"}}')
+        raise refused(setting, value, 'must be a dict such as {"reports.*": {"misfire": "all"}}')
     policies = {}
     for pattern, given in value.items():
         if not isinstance(pattern, str) or not pattern:
-            raise _refused(setting, pattern, "each key must be the name of an entry, or a pattern such as reports.*")
+            raise refused(setting, pattern, "each key must be the name of an entry, or a pattern such as reports.*")
         policies[pattern] = given if isinstance(given, Policy) else _read_policy(f"{setting}[{pattern!r}]", given)
     return policies
 
 
 def _read_policy(setting: str, value: object) -> Policy:
     if not isinstance(value, Mapping):
-        raise _refused(setting, value, 'must be a dict such as {"misfire": "all", "misfire_grace": 3600}')
+        raise refused(setting, value, 'must be a dict such as {"misfire": "all", "misfire_grace": 3600}')
     read: dict[str, Any] = {}
     for name, given in value.items():
         where = f"{setting}[{name!r}]"
@@ -105,7 +105,7 @@ def _read_policy(setting: str, value: object) -> Policy:
             read[name] = _read_grace(where, given)
         elif name == "deduplicate":
             if not isinstance(given, bool):
-                raise _refused(where, given, "must be True or False")
+                raise refused(where, given, "must be True or False")
             read[name] = given
         else:
             near = difflib.get_close_matches(str(name), FIELDS, n=1)
@@ -118,16 +118,12 @@ def _read_choice(setting: str, value: object, choices: type[Enum]) -> Enum:
     try:
         return choices(value)
     except ValueError:
-        raise _refused(setting, value, f"must be one of {', '.join(str(choice.value) for choice in choices)}") from None
+        raise refused(setting, value, f"must be one of {', '.join(str(choice.value) for choice in choices)}") from None
 
 
 def _read_grace(setting: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_GRACE:
-        raise _refused(setting, value, f"must be a number of seconds above 0, and at most {MAX_GRACE:.0f}")
+        raise refused(setting, value, f"must be a number of seconds above 0, and at most {MAX_GRACE:.0f}")
     return float(value)
-
-
-def _refused(setting: str, value: object, rule: str) -> ConfigurationError:
-    return ConfigurationError(f"{setting} = {value!r}: {rule}")

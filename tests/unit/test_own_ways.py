@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -147,3 +148,22 @@ def test_what_expired_was_not_run(app: Celery) -> None:
     scheduler.keeper.claim = lambda entries, **_: {entry.name: [] for entry in entries}
     scheduler.tick()
     assert scheduler.schedule["late"].total_run_count == 0
+
+
+def test_what_is_hidden_for_hours_is_not_retired(app: Celery) -> None:
+    """django-celery-beat shows a crontab around its time only; what it knows of is in the schedule all the same."""
+    names = ["shown", "hidden"]
+    enabled = SimpleNamespace(values_list=lambda *_, **__: names)
+
+    class Hiding(Recording):
+        enabled_models_qs = None
+        Model = SimpleNamespace(objects=SimpleNamespace(enabled=lambda: enabled))
+
+    scheduler = bound(app, Hiding)
+    for name in ("shown", "hidden", "removed"):
+        scheduler.add(name=name, task=name, schedule=60)
+    scheduler.tick()
+    del scheduler.schedule["hidden"], scheduler.schedule["removed"]
+    scheduler.tick()
+    records = scheduler.keeper._records  # noqa: SLF001 - what it remembers is told by nothing else
+    assert {name for name, record in records.items() if record.retired} == {"removed"}
