@@ -54,13 +54,14 @@ RENEW = (
 """
 )
 
-# The lock is free as soon as this is executed; that it is also written down need not be waited for.
+# First it is written down, then the lock is free: the other way round the next leader might take the term for lost.
 RELEASE = """
 with ended as (
     update pgleader.terms set ended_at = clock_timestamp(), reason = %(reason)s
      where election = %(election)s and term = %(term)s and ended_at is null
+    returning 1
 )
-select pg_advisory_unlock_all()
+select pg_advisory_unlock_all() from (select count(*) from ended) written
 """
 
 # Right after connecting, in sessions that write for a leader.
