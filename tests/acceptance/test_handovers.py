@@ -21,6 +21,6 @@ def test_incident_3_each_slot_is_published_once(
     """None is lost, none is sent under two task ids, and each is accounted for."""
     with Driver(scheduler, own_postgres.url(), own_valkey.url, tmp_path, seed=3) as driver:
         count = driver.run(8)
-    assert count.faultless, count
+    assert count.faultless, str(count)
     assert count.published > 0
     assert count.terms > 8

@@ -34,7 +34,7 @@ def check(postgres: EmbeddedPostgres, broker: EmbeddedValkey | RabbitMQ, folder:
     restarts = [("restart broker", broker.restart), ("restart postgres", postgres.restart)]
     with Driver(postgres.url(), broker.url, folder, seed=4) as driver:
         count = driver.run(600, SECONDS, len(KINDS), restarts)
-    assert count.faultless, count
+    assert count.faultless, str(count)
     assert count.written == 600
     assert set(driver.kinds) == {*KINDS, "restart broker", "restart postgres"}
 
