@@ -51,7 +51,11 @@ def ended_after(workers: list[Worker]) -> dict[Worker, float]:
                 seconds[worker] = time.monotonic() - began
         return len(seconds) == len(workers)
 
-    eventually(all_ended, timeout=PATIENCE)
+    try:
+        eventually(all_ended, timeout=PATIENCE)
+    except AssertionError:
+        late = [f"{worker.node}: {worker.tell_where()}" for worker in workers if worker not in seconds]
+        raise AssertionError("not ended: " + "\n".join(late)) from None
     return seconds
 
 

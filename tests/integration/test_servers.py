@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 # Starts one of each kind, says which processes there are, and then waits for its end.
 PARENT = """
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ import psutil
 
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 
+# What a shell runs in the background is born without an ear for interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with EmbeddedPostgres(Path(sys.argv[1])) as postgres, EmbeddedValkey() as valkey:
     print(postgres.folder, valkey.folder, *(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
     sys.stdin.read()

@@ -61,14 +61,15 @@ class Worker:
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            # So that its log says where it is.
-            self.process.send_signal(signal.SIGUSR2)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(2)
-            raise AssertionError(
-                f"{self.node} has not ended: {self.log.read_text(errors='replace')[-30000:]}"
-            ) from None
+            raise AssertionError(f"{self.node} has not ended: {self.tell_where()}") from None
         return time.monotonic() - began
+
+    def tell_where(self) -> str:
+        """Return its log, with where each of its threads is."""
+        self.process.send_signal(signal.SIGUSR2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(2)
+        return self.log.read_text(errors="replace")[-30000:]
 
     def end(self) -> None:
         """Leave no process of it behind."""
