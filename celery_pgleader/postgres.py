@@ -21,12 +21,19 @@ Error = psycopg.Error
 CONNECT_TIMEOUT = 5
 CANCEL_TIMEOUT = 1.0
 GLANCE = 0.1
+# How often a pooler is given the occasion to mix sessions up, and seconds for which each may wait for a session.
+PROBES = 3
+PROBE_PATIENCE = 1.0
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 class DeadlinePassed(psycopg.OperationalError):
     """The server did not answer in time."""
+
+
+class SessionShared(psycopg.OperationalError):
+    """A pooler gives each transaction to whichever session is free, so nothing that a session holds can be held."""
 
 
 def _never() -> bool:
@@ -130,7 +137,9 @@ class Session(psycopg.Connection[Any]):
                     self.cancel_safe(timeout=CANCEL_TIMEOUT)
 
 
-def open_session(database_url: str, application_name: str, *, unresponsive_after: float) -> Session:
+def open_session(
+    database_url: str, application_name: str, *, unresponsive_after: float, pooled: bool = False
+) -> Session:
     """Open a session in autocommit mode.
 
     Args:
@@ -138,8 +147,10 @@ def open_session(database_url: str, application_name: str, *, unresponsive_after
         application_name: shown in `pg_stat_activity`.
         unresponsive_after: seconds after which the operating system may give up a connection whose other end
             acknowledges nothing.
+        pooled: whether it would do if each statement were executed in another session.
 
     Raises:
+        SessionShared: a pooler may do just that, and it would not do.
         psycopg.Error: no session could be had.
 
     """
@@ -151,11 +162,62 @@ def open_session(database_url: str, application_name: str, *, unresponsive_after
         "tcp_user_timeout": round(unresponsive_after * 1000),
     }
     conninfo = make_conninfo(database_url, **{key: value for key, value in wanted.items() if key not in given})
+    session = _connect(conninfo)
+    if not pooled:
+        try:
+            # Before anything is set, since it would be set for others, too.
+            _refuse_if_shared(session, conninfo)
+        except BaseException:
+            session.close()
+            raise
+    return session
+
+
+def _connect(conninfo: str) -> Session:
     # No prepared statements: they would be of use to none of the few statements that are ever sent.
     session = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
     session.add_notice_handler(session.hear)
     _sessions.add(session)
     return session
+
+
+def _refuse_if_shared(session: Session, conninfo: str) -> None:
+    if _is_shared(session, conninfo):
+        raise SessionShared(
+            "a pooler in transaction or statement mode is in between, and a session of one's own is needed:"
+            " connect to Postgres directly, or through a pooler in session mode (PgBouncer: pool_mode = session)"
+        )
+
+
+def _is_shared(session: Session, conninfo: str) -> bool:
+    """Tell whether another client was seen in a connection's session, or the connection in another session."""
+    backend_pid = _backend_pid(session, CONNECT_TIMEOUT)
+    # A server tells its own number when it is connected to, a pooler one that it has made up.
+    if backend_pid == session.pgconn.backend_pid:
+        return False
+    # The same pooler, where several would do.
+    info = session.info
+    same = make_conninfo(conninfo, host=info.host, hostaddr=info.hostaddr, port=info.port)
+    for _ in range(PROBES):
+        # Twice in a row, then in turn with another: whichever free session a pooler prefers, one of both shows it.
+        if _backend_pid(session, CONNECT_TIMEOUT) != backend_pid:
+            return True
+        try:
+            with _connect(same) as other:
+                if _backend_pid(other, PROBE_PATIENCE) == backend_pid:
+                    return True
+        except psycopg.Error:
+            # All sessions are taken. If this one is shared after all, a renewal will find its lock in another.
+            return False
+    return False
+
+
+def _backend_pid(session: Session, patience: float) -> int:
+    with session.bounded(patience):
+        row = session.execute("select pg_backend_pid()").fetchone()
+    assert row is not None
+    pid: int = row[0]
+    return pid
 
 
 def _is_readable(fileno: int) -> bool:

@@ -46,7 +46,9 @@ def observe(config: Config) -> list[Seat]:
         "last_place": place_key(config, PLACES[-1]).classid,
         "place_objid": place.objid,
     }
-    with open_session(config.database_url, session_name("status", ""), unresponsive_after=config.ttl) as session:
+    with open_session(
+        config.database_url, session_name("status", ""), unresponsive_after=config.ttl, pooled=True
+    ) as session:
         rows = session.execute(HOLDERS, parameters).fetchall()
     return [Seat(role, _node(name), pid, since) for role, name, pid, since in rows]
 

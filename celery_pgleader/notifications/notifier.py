@@ -55,7 +55,7 @@ class Notifier:
             self._discard()
         if self._session is None:
             url = self._config.database_url
-            self._session = open_session(url, self._name, unresponsive_after=self._config.ttl)
+            self._session = open_session(url, self._name, unresponsive_after=self._config.ttl, pooled=True)
         return self._session
 
     def _discard(self) -> None:

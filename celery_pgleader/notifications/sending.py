@@ -49,7 +49,9 @@ def notify(channel: str, payload: Any, *, key: str | None = None, durable: bool 
         statement, parameters = NOTIFY_RAW, {"channel": channel, "payload": encode(payload)}
     if connection is None:
         config = _current_config()
-        with open_session(config.database_url, "pgleader notify", unresponsive_after=config.ttl) as session:
+        with open_session(
+            config.database_url, "pgleader notify", unresponsive_after=config.ttl, pooled=True
+        ) as session:
             session.execute(statement, parameters)
     else:
         _execute(connection, statement, parameters)
