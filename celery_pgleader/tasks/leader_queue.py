@@ -58,16 +58,6 @@ class LeaderQueue:
         # Asking for a reconcile would take a lock that the handler may have interrupted.
         self.closed = True
 
-    def is_busy(self) -> bool:
-        """Tell whether a leader-only task was received and has not ended."""
-        try:
-            # Celery before 5.7 forgets at a shutdown what it has reserved, though not what runs.
-            requests = [*state.reserved_requests, *state.active_requests]
-        except RuntimeError:
-            # The main loop is changing the set at this very moment, so the worker is at work.
-            return True
-        return any(_is_leader_only(request) for request in requests)
-
     def on_change(self, _change: Change) -> None:
         """Follow the leadership."""
         self._ask_for_reconcile()
@@ -106,7 +96,7 @@ class LeaderQueue:
             consumer.add_task_queue(self.name)
         elif consuming and not wanted:
             consumer.cancel_task_queue(self.name)
-        if not self._leadership.trusted():
+        if not wanted:
             self._give_back(consumer)
 
     def _give_back(self, consumer: Any) -> None:
@@ -119,10 +109,13 @@ class LeaderQueue:
             if not _is_leader_only(request):
                 continue
             if request in state.active_requests:
-                if getattr(request.task, "on_leadership_lost", "finish") == "abort":
+                if self._is_to_be_aborted(request):
                     _abort(consumer, request)
             elif request._apply_result is None:  # noqa: SLF001 - whether the pool has it is told by nothing else
                 give_back(request)
+
+    def _is_to_be_aborted(self, request: Any) -> bool:
+        return getattr(request.task, "on_leadership_lost", "finish") == "abort" and not self._leadership.trusted()
 
     def _ask_for_reconcile(self) -> None:
         consumer = self._consumer

@@ -17,9 +17,11 @@ class LeaderRequest(Request):
             # Who asks has reserved it, perhaps again after it was given back.
             state.task_ready(self)
             return True
-        if reader.term() is not None:
+        if reader.may_begin():
             return False
-        give_back(self)
+        if reader.term() is None:
+            give_back(self)
+        # Otherwise this is a leader that is shutting down: whoever got it back now would be this worker again.
         return True
 
 

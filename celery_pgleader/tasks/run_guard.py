@@ -18,7 +18,7 @@ from celery_pgleader.policies import Overlap
 from celery_pgleader.slot import NOTIFICATION_HEADER, Slot
 from celery_pgleader.store.runs import Runs, entry_key, task_key
 from celery_pgleader.tasks.run_leadership import RunLeadership
-from celery_pgleader.tasks.trust_page import reader
+from celery_pgleader.tasks.trust_page import BegunRun, reader
 
 logger = get_logger(__name__)
 
@@ -102,11 +102,12 @@ class RunGuard:
 
     def _lead(self, task: Any) -> None:
         """Have a leader-only task begin under the term that this node leads, or go back to the leader queue."""
-        term = reader.term()
-        if term is None:
-            logger.info("pgleader: %s is not run: this node does not lead", task.name)
+        begun = reader.begin()
+        if begun is None:
+            logger.info("pgleader: %s is not run: this node does not lead, or not for long", task.name)
             raise Reject("pgleader: this node does not lead", requeue=True)
-        task.request.pgleader_leadership = RunLeadership(self._config.election, term)
+        task.request.pgleader_begun = begun
+        task.request.pgleader_leadership = RunLeadership(self._config.election, begun.term)
 
     def _begin(self, run: GuardedRun, slot: Slot | None) -> str | None:
         """Begin a run; return why it must not be, if so."""
@@ -129,6 +130,9 @@ class RunGuard:
         return None
 
     def _on_postrun(self, task: Any = None, state: str | None = None, **_: Any) -> None:
+        begun: BegunRun | None = getattr(task.request, "pgleader_begun", None)
+        if begun is not None:
+            begun.end()
         run: GuardedRun | None = getattr(task.request, "pgleader_run", None)
         if run is None:
             return

@@ -1,14 +1,22 @@
-"""A page of memory in which a worker tells the processes of its pool which term it leads, and for how long."""
+"""A page of memory in which a worker tells the processes of its pool which term it leads, and for how long.
+
+The other way round, each leader-only run holds a shared lock on the page's file for as long as it lasts. So the worker
+knows of every run, also of one that Celery has lost sight of, as it does when the connection to the broker is lost.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import struct
 import tempfile
 import time
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 VARIABLE = "PGLEADER_TRUST_PAGE"
 # Memory, where there is such a file system.
@@ -17,6 +25,9 @@ PREFIX = "pgleader-trust-"
 # The term, and the end of trust on the system's monotonic clock, which all processes of a host share; twice the latter,
 # so that a reader can tell that it came while the page was being written.
 PAGE = struct.Struct("dqd")
+# Behind it, whether runs may not begin any more, whoever leads.
+SHUT = PAGE.size
+SIZE = PAGE.size + 1
 
 
 class TrustPage:
@@ -26,19 +37,30 @@ class TrustPage:
         """Make the page."""
         folder = SHARED if os.access(SHARED, os.W_OK) else Path(tempfile.gettempdir())
         _sweep(folder)
-        fd, name = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
-        try:
-            os.ftruncate(fd, PAGE.size)
-            self._memory = mmap.mmap(fd, PAGE.size)
-        finally:
-            os.close(fd)
+        self._fd, name = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
+        os.ftruncate(self._fd, SIZE)
+        self._memory = mmap.mmap(self._fd, SIZE)
+        weakref.finalize(self, os.close, self._fd)
         self._path = Path(name)
         os.environ[VARIABLE] = name
 
     def write(self, term: int, trusted_until: float) -> None:
         """Tell which term is led, and until when to trust it; 0 and 0 for none."""
-        self._memory[:] = PAGE.pack(0.0, term, 0.0)
-        self._memory[:] = PAGE.pack(trusted_until, term, trusted_until)
+        self._memory[:SHUT] = PAGE.pack(0.0, term, 0.0)
+        self._memory[:SHUT] = PAGE.pack(trusted_until, term, trusted_until)
+
+    def shut(self) -> None:
+        """Have no run begin any more; those that have begun may still trust the term. Safe in a signal handler."""
+        self._memory[SHUT] = 1
+
+    def has_runs(self) -> bool:
+        """Tell whether a run is going on. Once that is over after `shut`, none will be. Safe in a signal handler."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return False
 
     def close(self) -> None:
         """Tell that no term is led, and leave nothing behind."""
@@ -60,8 +82,49 @@ class TrustReader:
             self._memory = _open()
         if self._memory is None:
             return None
-        first, term, last = PAGE.unpack(self._memory[:])
+        first, term, last = PAGE.unpack(self._memory[:SHUT])
         return term if first == last and time.monotonic() < first else None
+
+    def may_begin(self) -> bool:
+        """Tell whether a run may begin now."""
+        return self.term() is not None and self._memory is not None and not self._memory[SHUT]
+
+    def begin(self) -> BegunRun | None:
+        """Begin a run, or return none if it may not begin."""
+        try:
+            file = Path(os.environ[VARIABLE]).open("rb")  # noqa: SIM115 - it is open for as long as the run lasts
+        except (KeyError, OSError):
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        # In this order: whoever shuts the page looks for runs after that.
+        term = self.term()
+        if term is None or not self.may_begin():
+            file.close()
+            return None
+        return BegunRun(term, file)
+
+
+@dataclass(frozen=True)
+class BegunRun:
+    """A run that is going on, as its worker can see, until `end` is called or the process dies.
+
+    Attributes:
+        term: under which it has begun.
+        file: whose lock tells that it is going on.
+
+    """
+
+    term: int
+    file: BinaryIO
+
+    def end(self) -> None:
+        """Be over, also for processes that the task has left behind."""
+        fcntl.flock(self.file, fcntl.LOCK_UN)
+        self.file.close()
 
 
 def _sweep(folder: Path) -> None:
@@ -86,7 +149,7 @@ def _is_alive(pid: int) -> bool:
 def _open() -> mmap.mmap | None:
     try:
         with Path(os.environ[VARIABLE]).open("rb") as file:
-            return mmap.mmap(file.fileno(), PAGE.size, access=mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_READ)
     except (KeyError, OSError, ValueError):
         return None
 

@@ -59,17 +59,20 @@ class Participant:
         """
         self._elector.retire()
         self.leader_queue.close()
-        if not self.leader_queue.is_busy():
+        self._page.shut()
+        if not self._page.has_runs():
             self._elector.leave()
 
     def drain(self) -> None:
         """Leave as soon as the last leader-only task has ended, or has taken too long; return at once.
 
-        The beat goes on meanwhile, so that a long task does not hold the schedule up.
+        The beat goes on meanwhile, so that a long task does not hold the schedule up. What has not begun goes back to
+        the leader queue. To be called in the worker's main loop only.
         """
         if self._draining is None:
             self._draining = threading.Thread(target=self._drain, name="pgleader-drain", daemon=True)
             self._draining.start()
+        self.leader_queue.reconcile()
 
     def leave(self) -> None:
         """Leave now, whatever runs; return at once."""
@@ -87,7 +90,7 @@ class Participant:
     def _drain(self) -> None:
         never = threading.Event()
         until = time.monotonic() + self._drain_timeout
-        while self.leader_queue.is_busy():
+        while self._page.has_runs():
             if time.monotonic() > until:
                 logger.warning(
                     "pgleader: leaving although leader-only tasks have not ended within %g s", self._drain_timeout

@@ -27,7 +27,7 @@ def work(task: Any, key: str, seconds: float) -> None:
     """Take a while."""
     leadership = current_leadership()
     assert leadership is not None
-    facts = {"key": key, "node": task.request.hostname, "term": leadership.term}
+    facts = {"key": key, "node": task.request.hostname, "term": leadership.term, "pid": os.getpid()}
     tell("began", **facts)
     time.sleep(seconds)
     tell("ended", **facts, trusted=leadership.trusted())

@@ -160,6 +160,29 @@ def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str) -> Non
     eventually(lambda: leader.process.poll() is not None, timeout=PATIENCE)
 
 
+def test_a_run_that_celery_has_lost_sight_of(leading: Callable[..., Workers], own_valkey: Any) -> None:
+    """Celery forgets what a process of its pool has not confirmed when the broker goes; the run holds the lead."""
+    group = leading(own_valkey.url)
+    leader, other = pair(group, "-c", "1")
+    send(group, "finish", "before")
+    child = group.await_fact("began", key="before")["pid"]
+    group.await_fact("ended", key="before")
+    # What is sent to it now it takes up only when Celery has given up on it.
+    os.kill(child, signal.SIGSTOP)
+    send(group, "finish", "out of sight", 6.0)
+    leader.await_line("leading.finish", 2)
+    own_valkey.restart()
+    leader.await_line("Connection to broker lost")
+    leader.await_line("Connected to redis", 2)
+    os.kill(child, signal.SIGCONT)
+    group.await_fact("began", key="out of sight", node=leader.node)
+    leader.send(signal.SIGTERM)
+    gained = group.await_fact("gained", node=other.node)
+    ended = group.await_fact("ended", key="out of sight", node=leader.node)
+    assert ended["at"] < gained["at"]
+    assert ended["trusted"]
+
+
 def test_earlier_leaders_that_live_do_not_hold_up_what_another_had(
     leading: Callable[..., Workers], valkey: str, database: str
 ) -> None:

@@ -174,14 +174,56 @@ def test_a_page_tells_the_term_while_it_is_to_be_trusted(pages: Path) -> None:
     assert not list(pages.iterdir())
 
 
+def test_nothing_begins_once_the_page_is_shut(pages: Path) -> None:
+    """What has begun may still trust its term."""
+    page, reader = trust_page.TrustPage(), trust_page.TrustReader()
+    assert not reader.may_begin()
+    assert reader.begin() is None, "nobody leads"
+    page.write(7, time.monotonic() + 60)
+    assert reader.may_begin()
+    begun = reader.begin()
+    assert begun is not None
+    assert begun.term == 7
+    begun.end()
+    page.shut()
+    assert not reader.may_begin()
+    assert reader.begin() is None
+    page.write(7, time.monotonic() + 60)
+    assert (reader.term(), reader.may_begin()) == (7, False)
+    assert not page.has_runs(), "a vain attempt is no run"
+    page.close()
+
+
+def test_a_page_knows_of_every_run(pages: Path) -> None:
+    """In this process and in others, until the last has ended, or its process died."""
+    page, reader = trust_page.TrustPage(), trust_page.TrustReader()
+    page.write(7, time.monotonic() + 60)
+    assert not page.has_runs()
+    first, second = reader.begin(), reader.begin()
+    assert first is not None
+    assert second is not None
+    first.end()
+    assert page.has_runs()
+    second.end()
+    assert not page.has_runs()
+    code = "from celery_pgleader.tasks.trust_page import reader; run = reader.begin(); print(run.term); input()"
+    with subprocess.Popen([sys.executable, "-u", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"7\n"
+        assert page.has_runs()
+        process.kill()
+    assert not page.has_runs()
+    page.close()
+
+
 def test_a_page_that_is_being_written_is_not_trusted(pages: Path) -> None:
     """Neither half of it says anything."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     page.write(7, time.monotonic() + 60)
     (path,) = pages.iterdir()
-    first, term, last = trust_page.PAGE.unpack(path.read_bytes())
+    first, term, last = trust_page.PAGE.unpack(path.read_bytes()[: trust_page.SHUT])
     for torn in ((0.0, term, last), (first, term + 1, 0.0), (first, term, last + 1)):
-        path.write_bytes(trust_page.PAGE.pack(*torn))
+        path.write_bytes(trust_page.PAGE.pack(*torn) + b"\0")
         assert reader.term() is None
     page.close()
 
@@ -226,7 +268,8 @@ def believed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
     def believe(term: int | None) -> None:
         for module in (trust_page, run_leadership, request_module):
-            monkeypatch.setattr(module, "reader", SimpleNamespace(term=lambda: term))
+            reader = SimpleNamespace(term=lambda: term, may_begin=lambda: term is not None)
+            monkeypatch.setattr(module, "reader", reader)
 
     return believe
 
@@ -290,6 +333,15 @@ def test_a_request_is_vetoed_where_nobody_leads(received: Any, believed: Callabl
     assert received.fates == [True]
     assert received not in state.reserved_requests
     assert "some id" not in state.requests
+
+
+def test_a_leader_that_shuts_down_keeps_what_it_cannot_run(received: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it gave the message back while it consumes still, it would get it again."""
+    reader = SimpleNamespace(term=lambda: 7, may_begin=lambda: False)
+    monkeypatch.setattr(request_module, "reader", reader)
+    assert received.revoked()
+    assert received.fates == []
+    assert received in state.reserved_requests
 
 
 def test_a_leader_runs_its_request(received: Any, believed: Callable[[int | None], None]) -> None:
