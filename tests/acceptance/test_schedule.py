@@ -377,10 +377,10 @@ class Hanging(Scheduler):
 
 
 @pytest.mark.parametrize("kind", ["Raising", "Hanging"])
-def test_a_scheduler_that_is_unwell_moves_the_lead(
+def test_incident_7_a_scheduler_that_is_unwell_moves_the_lead(
     kind: str, timetable: Callable[..., Workers], valkey: str, database: str, tmp_path: Path
 ) -> None:
-    """One that raises at once, one that hangs when it has done so for long enough."""
+    """One that raises at once, one that hangs when it has done so for long enough (river#1161, procrastinate#1463)."""
     group = timetable(valkey, {"tick": {"schedule": 1.0}})
     group.write("unwell", HANGING)
     group.environment["UNWELL"] = str(tmp_path / "unwell")

@@ -386,7 +386,7 @@ thrown = settings(
 @given(channel=channels, payload=values, key=st.none() | texts)
 @example(channel="orders", payload={"a": ["\\u0000", "\\\\u0000"]}, key="")
 @example(channel="orders", payload="\\\0", key=None)
-def test_any_payload_from_python(ends: Ends, channel: str, payload: Any, key: str | None) -> None:
+def test_incident_12_any_payload_from_python(ends: Ends, channel: str, payload: Any, key: str | None) -> None:
     """Comes out as it went in, or is refused before anything is sent, and the transaction can be used on."""
     ends.sender.execute("select 1")
     try:
@@ -423,7 +423,7 @@ def test_nesting(ends: Ends, depth: int) -> None:
 @given(channel=channels, payload=values)
 @example(channel="orders", payload="é" * 3_998)
 @example(channel="orders", payload="é" * 3_999)
-def test_any_raw_payload_from_python(ends: Ends, channel: str, payload: Any) -> None:
+def test_incident_12_any_raw_payload_from_python(ends: Ends, channel: str, payload: Any) -> None:
     """As well."""
     ends.listen("after")
     try:
@@ -445,7 +445,7 @@ def test_any_raw_payload_from_python(ends: Ends, channel: str, payload: Any) -> 
 
 @thrown
 @given(channel=channels, payload=values, key=st.none() | texts)
-def test_any_payload_from_sql(ends: Ends, channel: str, payload: Any, key: str | None) -> None:
+def test_incident_12_any_payload_from_sql(ends: Ends, channel: str, payload: Any, key: str | None) -> None:
     """Comes out as it went in, or Postgres refuses it: with a savepoint the transaction can be used on."""
     ends.sender.execute("savepoint before")
     try:

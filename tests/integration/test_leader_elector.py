@@ -709,7 +709,7 @@ def test_stopped_process_loses_the_lead_and_knows(database: str, tmp_path: Path)
         assert second.leads
 
 
-def test_payload_is_delivered_verbatim(electorate: Electorate) -> None:
+def test_incident_12_payload_is_delivered_verbatim(electorate: Electorate) -> None:
     """Quotes, SQL, escapes, control characters and all of Unicode arrive as they were sent, and run nothing."""
     ear = Ear()
     leader = electorate.leader(channels={"orders": ear})
@@ -736,7 +736,7 @@ def test_empty_payload_is_delivered(payload: Any, electorate: Electorate) -> Non
 
 
 @pytest.mark.parametrize("channel", HOSTILE_CHANNELS)
-def test_channel_name_is_taken_verbatim(channel: str, electorate: Electorate) -> None:
+def test_incident_12_channel_name_is_taken_verbatim(channel: str, electorate: Electorate) -> None:
     """Any name that Postgres takes for a channel works as it is, for sending and for listening."""
     ear = Ear()
     leader = electorate.leader(channels={channel: ear})
