@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from psycopg import Error, OperationalError, sql
@@ -28,18 +28,19 @@ class TermBook:
         mint: returns the new term and the backend's pid, or no row if the lock is not held.
         renew: returns a row if the lock is held and the term is the latest.
         release: lets go of all locks.
-        prepare: called with each new session; raises `ServerUnsuitable` if terms cannot be counted there.
+        prepare: called with each new session; returns more parameters for these statements, and raises
+            `ServerUnsuitable` if terms cannot be counted there.
 
     """
 
     mint: sql.SQL
     renew: str
     release: str
-    prepare: Callable[[Session], object]
+    prepare: Callable[[Session], Mapping[str, object]]
 
 
 # Transaction numbers, for which no table is needed.
-TRANSACTION_TERMS = TermBook(statements.MINT_TERM, statements.RENEW, statements.RELEASE, prepare=lambda _session: None)
+TRANSACTION_TERMS = TermBook(statements.MINT_TERM, statements.RENEW, statements.RELEASE, prepare=lambda _session: {})
 
 
 class LockSession:
@@ -62,7 +63,7 @@ class LockSession:
         self._key = leader_key(config)
         self._leading_name = session_name("leader", node)
         self._slice = self._greet()
-        terms.prepare(session)
+        self._prepared = terms.prepare(session)
         session.open_line()
 
     @classmethod
@@ -175,6 +176,7 @@ class LockSession:
             "election": self._config.election,
             "node": self._node,
             "term": self._term,
+            **self._prepared,
         }
 
 

@@ -21,14 +21,18 @@ _HELD = """
 """
 
 # Mint a term and write its history, in the session that is seen to hold the lock; give the place to the next follower.
-# A number that is in the history is not given again, even where somebody has taken the election's row away.
+# A number that is in the history is not given again, even where somebody has taken the election's row away; nor, on a
+# server that was promoted, is one that its predecessor may have given and not passed on.
 MINT_TERM = SQL(
     """
 with held as materialized (select pg_backend_pid() as pid """
     + _HELD
     + """), minted as (
     insert into pgleader.elections as e (election, term, node)
-    select %(election)s, 1 + coalesce((select max(term) from pgleader.terms where election = %(election)s), 0), %(node)s
+    select %(election)s,
+           greatest(1 + coalesce((select max(term) from pgleader.terms where election = %(election)s), 0),
+                    %(least_term)s),
+           %(node)s
       from held
     on conflict (election) do update
        set term = greatest(e.term + 1, excluded.term), node = excluded.node, gained_at = clock_timestamp()
@@ -43,6 +47,9 @@ with held as materialized (select pg_backend_pid() as pid """
 select term, pid, pg_advisory_unlock({place}) from minted, held
 """
 )
+
+# It begins at 1, and rises by one whenever a server stops to be a standby, or is recovered from a backup.
+TIMELINE = "select ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::bigint"
 
 # A renewal proves the lock and the term.
 RENEW = (
