@@ -15,6 +15,8 @@ MAX_CHANNEL_BYTES = 63
 DECODERS = ("json", "text")
 # Wakes the leader when a durable notification was written.
 WAKE_CHANNEL = "pgleader"
+# Wakes the leader when an operator has ordered something.
+ORDERS_CHANNEL = "pgleader_orders"
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def read_channels(setting: str, value: object) -> Mapping[str, tuple[Route, ...]
         if not routes:
             raise refused(setting, {channel: given}, "each channel must have a task")
         checked = check_channel(setting, channel)
-        if checked == WAKE_CHANNEL:
-            raise refused(setting, channel, "this channel is taken: it wakes the leader for durable notifications")
+        if checked in {WAKE_CHANNEL, ORDERS_CHANNEL}:
+            raise refused(setting, channel, "this channel is taken: it wakes the leader")
         read = tuple(read_route(f"{setting}[{channel!r}]", route) for route in routes)
         if len({route.task for route in read}) < len(read):
             # Task ids are made of the notification and the task's name.

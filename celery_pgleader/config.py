@@ -27,6 +27,8 @@ PREFIX = "pgleader_"
 MAX_ELECTION_CHARACTERS = 100
 MIN_TTL, MAX_TTL = 1.0, 86_400.0
 MIN_INTERVAL = 0.05
+MAX_PRIORITY = 1000
+MAX_VERSION_CHARACTERS = 100
 MIN_RETENTION, MAX_RETENTION = 60.0, 3_652 * 86_400.0
 INT64 = range(-(2**63), 2**63)
 
@@ -54,6 +56,8 @@ class Config:
             as Celery does.
         retention: seconds for which the ledger keeps slots and terms. Default 604800, a week.
         drain_timeout: seconds for which a leader that shuts down stays for its leader-only tasks to end. Default 300.
+        priority: of two nodes the one with the higher priority is preferred as the leader; 0 never leads. Default 1.
+        app_version: which version of the app this node runs, for operators to compare. Default: none.
 
     Raises:
         ConfigurationError: a value, or a relation between two, that cannot work; the message names the
@@ -72,6 +76,8 @@ class Config:
     schedule: Mapping[str, Policy] = field(default_factory=dict)
     retention: float = 604_800.0
     drain_timeout: float = 300.0
+    priority: int = 1
+    app_version: str = ""
 
     def __post_init__(self) -> None:
         """Read each value into its type, then check the values against each other."""
@@ -224,6 +230,25 @@ def _read_lock(setting: str, value: object) -> int | None:
     return number
 
 
+def _read_priority(setting: str, value: object) -> int:
+    rule = f"must be a whole number from 0 to {MAX_PRIORITY}"
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise refused(setting, value, rule)
+    try:
+        number = int(value)
+    except ValueError:
+        raise refused(setting, value, rule) from None
+    if not 0 <= number <= MAX_PRIORITY:
+        raise refused(setting, value, rule)
+    return number
+
+
+def _read_app_version(setting: str, value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_VERSION_CHARACTERS:
+        raise refused(setting, value, f"must be a string of at most {MAX_VERSION_CHARACTERS} printable characters")
+    return value
+
+
 def _seconds(least: float, most: float = MAX_TTL, *, derived: bool = False) -> Callable[[str, object], float]:
     def read(setting: str, value: object) -> float:
         rule = f"must be a number of seconds from {least:g} to {most:g}"
@@ -255,4 +280,6 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "schedule": read_policies,
     "retention": _seconds(MIN_RETENTION, MAX_RETENTION),
     "drain_timeout": _seconds(0.0),
+    "priority": _read_priority,
+    "app_version": _read_app_version,
 }

@@ -71,6 +71,15 @@ class LeaderBeat:
         self._patience = patience
         self._clock = clock
         self._moved_at = (0, 0.0)
+        self._look_asked = threading.Event()
+        self._bell: threading.Event | None = None
+
+    def look(self) -> None:
+        """Have the beat of the present term look at once for slots that somebody else has claimed."""
+        self._look_asked.set()
+        bell = self._bell
+        if bell is not None:
+            bell.set()
 
     def trouble(self, term: Term) -> str | None:
         """Return why this node should not lead the term any longer, or nothing. Asked at each renewal."""
@@ -94,7 +103,7 @@ class LeaderBeat:
 
         if not may_act():
             return
-        bell = threading.Event()
+        bell = self._bell = threading.Event()
         ended.ring(bell)
         beat = TermBeat(self._app, self._config, term, may_act, bell)
         try:
@@ -103,6 +112,9 @@ class LeaderBeat:
             while may_act():
                 self._moved_at = term.number, self._clock()
                 bell.clear()
+                if self._look_asked.is_set():
+                    self._look_asked.clear()
+                    beat.look()
                 seconds = beat.turn()
                 if not ended.is_set():
                     bell.wait(min(seconds, LONGEST_WAIT))
@@ -149,6 +161,10 @@ class TermBeat:
         # RedBeat's own lock, taken by a receiver of `beat_init`, which a worker never sends. Ours is taken already.
         self._scheduler.lock_key = None
         self._publisher.start()
+
+    def look(self) -> None:
+        """Have the next turn look for slots that are left claimed."""
+        self._recover_at = 0.0
 
     def turn(self) -> float:
         """Do what is to be done now; return for how many seconds there will be nothing."""

@@ -21,8 +21,9 @@ from celery_pgleader.beat.slots import (
     as_told,
     decide,
     due_slots,
+    first_after,
     interval_of,
-    overlapped,
+    left_out,
     task_id_of,
 )
 from celery_pgleader.config import Config
@@ -133,7 +134,7 @@ class SlotKeeper:
         for name, entry in entries.items():
             record, known = self._recorded(entry, now), self._records.get(name)
             if record != known:
-                changed[name] = record
+                changed[name] = replace(record, next_slot=self._next_slot(entry, record))
         if changed:
             self._ask(lambda: self._ledger.register(changed))
             self._records.update(changed)
@@ -173,26 +174,46 @@ class SlotKeeper:
             for a run of theirs to end, or were accounted for by somebody else.
 
         """
-        now = self.now()
-        decided: dict[str, list[Stretch]] = {}
-        for entry in entries:
-            record = self._records[entry.name]
-            due = self._due(entry, record, now, whatever_is_due=whatever_is_due)
-            decided[entry.name] = decide(due, policy_of(self._config.schedule, entry.name), now)
-        self._leave_out_overlaps(decided)
-        rows = [self._row(name, stretch) for name, stretches in decided.items() for stretch in stretches]
-        accepted = self._ask(lambda: self._ledger.claim(rows)) if rows else set()
-        refused = {name for name, stretches in decided.items() if stretches} - accepted
+        asked = {entry.name: entry for entry in entries}
+        claims, refused = self._claim(asked, whatever_is_due=whatever_is_due)
+        if not refused:
+            return claims
+        before = dict(self._records)
+        self._records |= self._ask(self._ledger.entries)
+        switched = {name for name in refused if self._records[name].paused != before[name].paused}
+        if switched:
+            logger.info("pgleader: paused or resumed: %s", ", ".join(sorted(switched)))
+            again, still = self._claim({name: asked[name] for name in switched}, whatever_is_due=whatever_is_due)
+            claims |= again
+            refused = refused - switched | still
         if refused:
             logger.warning("pgleader: accounted for already: %s", ", ".join(sorted(refused)))
-            self._records |= self._ask(self._ledger.entries)
+        return claims
+
+    def _claim(self, entries: Mapping[str, Any], *, whatever_is_due: bool) -> tuple[dict[str, list[Claim]], set[str]]:
+        """Claim once; return what is to be published, and the names of those whose claims were refused."""
+        now = self.now()
+        decided: dict[str, list[Stretch]] = {}
+        records: dict[str, EntryRecord] = {}
+        for name, entry in entries.items():
+            record = self._records[name]
+            due = self._due(entry, record, now, whatever_is_due=whatever_is_due)
+            stretches = decide(due, policy_of(self._config.schedule, name), now)
+            decided[name] = left_out(stretches, "paused") if record.paused else stretches
+            if stretches:
+                last = stretches[-1].last
+                records[name] = replace(record, last_slot=last, next_slot=first_after(due, last))
+        self._leave_out_overlaps(decided)
+        rows = [self._row(name, stretch) for name, stretches in decided.items() for stretch in stretches]
+        accepted = self._ask(lambda: self._ledger.claim(rows, records)) if rows else set()
+        refused = {name for name, stretches in decided.items() if stretches} - accepted
         claims = {}
         for name in decided.keys() - refused:
             stretches = decided[name]
             if stretches:
-                self._records[name] = replace(self._records[name], last_slot=stretches[-1].last)
+                self._records[name] = records[name]
             claims[name] = [Claim(s.first, self._term.number) for s in stretches if s.state == "claimed"]
-        return claims
+        return claims, refused
 
     def _due(self, entry: Any, record: EntryRecord, now: datetime, *, whatever_is_due: bool) -> Due:
         try:
@@ -215,7 +236,7 @@ class SlotKeeper:
             if overlaps[name] is Overlap.WAIT:
                 del decided[name]
             else:
-                decided[name] = overlapped(decided[name])
+                decided[name] = left_out(decided[name], "overlap")
 
     def publish(self, entry: Any, claim: Claim) -> None:
         """Hand a claimed slot to the publisher."""
@@ -258,6 +279,13 @@ class SlotKeeper:
     def prune(self) -> int:
         """Forget a batch of what is old; return how many rows went."""
         return self._ask(self._ledger.prune)
+
+    def _next_slot(self, entry: Any, record: EntryRecord) -> datetime | None:
+        after = record.accounted_until
+        try:
+            return due_slots(entry.schedule, record.anchor, after, after).next
+        except Exception:  # noqa: BLE001 - a schedule that can say no more than whether it is due
+            return None
 
     def _row(self, name: str, stretch: Stretch) -> SlotRow:
         claimed = stretch.state == "claimed"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -43,11 +43,13 @@ class Due:
     Attributes:
         slots: oldest first.
         complete: there are no later ones that are due as well.
+        next: the first one after these; none if there is none, or if it is not known.
 
     """
 
     slots: Sequence[datetime]
     complete: bool = True
+    next: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,19 @@ def due_slots(schedule: Any, anchor: datetime, after: datetime, now: datetime) -
     step = interval_of(schedule)
     if step is not None:
         first = anchor + ((after - anchor) // step + 1) * step
-        return Due(Ticks(first, step, max(0, (now - first) // step + 1)))
+        count = max(0, (now - first) // step + 1)
+        return Due(Ticks(first, step, count), next=first + count * step)
     if (once := getattr(schedule, "clocked_time", None)) is not None:
-        return Due([once.astimezone(UTC)] if after < once <= now else [])
+        at = once.astimezone(UTC)
+        return Due([at] if after < at <= now else [], next=at if after < at and now < at else None)
     walked: list[datetime] = []
     slot = next_slot(schedule, after)
     while slot is not None and slot <= now:
         if len(walked) == LONGEST_WALK:
-            return Due(walked, complete=False)
+            return Due(walked, complete=False, next=slot)
         walked.append(slot)
         slot = next_slot(schedule, slot)
-    return Due(walked)
+    return Due(walked, next=slot)
 
 
 def next_slot(schedule: Any, after: datetime) -> datetime | None:
@@ -179,12 +183,18 @@ def decide(due: Due, policy: Policy, now: datetime) -> list[Stretch]:
     return [*ends, *_stretch(slots[older:], "claimed", None)]
 
 
-def overlapped(stretches: Iterable[Stretch]) -> list[Stretch]:
-    """Return what becomes of slots that are not run since an earlier run is still going on."""
+def left_out(stretches: Iterable[Stretch], reason: str) -> list[Stretch]:
+    """Return what becomes of slots of which those that would be run are not."""
     return [
-        replace(stretch, state="skipped", reason="overlap") if stretch.state == "claimed" else stretch
+        replace(stretch, state="skipped", reason=reason) if stretch.state == "claimed" else stretch
         for stretch in stretches
     ]
+
+
+def first_after(due: Due, slot: datetime) -> datetime | None:
+    """Return the first slot after one that is due; none if there is none, or if it is not known."""
+    later = bisect_right(due.slots, slot)
+    return due.slots[later] if later < len(due.slots) else due.next
 
 
 def task_id_of(election: str, entry: str, slot: datetime) -> str:

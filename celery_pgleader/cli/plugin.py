@@ -39,6 +39,11 @@ WORKER_OPTIONS = [
         help_group=HELP_GROUP,
         help="Seconds between a follower's attempts to become a successor. [10]",
     ),
+    CeleryOption(
+        ["--pgleader-priority"],
+        help_group=HELP_GROUP,
+        help="Of two workers the one with the higher priority is preferred as the leader; 0 never leads. [1]",
+    ),
 ]
 
 

@@ -39,7 +39,7 @@ What goes wrong                         What happens
 
 from celery_pgleader.election.elector import Elector
 from celery_pgleader.election.leadership import Change, Leadership, Term
-from celery_pgleader.election.lock_session import LockSession, TermBook
+from celery_pgleader.election.lock_session import LockSession, Presence, Standing, TermBook
 from celery_pgleader.election.term_runner import TermRunner
 
-__all__ = ["Change", "Elector", "Leadership", "LockSession", "Term", "TermBook", "TermRunner"]
+__all__ = ["Change", "Elector", "Leadership", "LockSession", "Presence", "Standing", "Term", "TermBook", "TermRunner"]

@@ -15,7 +15,7 @@ from psycopg import Error
 from celery_pgleader.config import Config
 from celery_pgleader.election import state
 from celery_pgleader.election.leadership import Clock, Leadership, Term
-from celery_pgleader.election.lock_session import LockSession
+from celery_pgleader.election.lock_session import HandedOn, LockSession
 from celery_pgleader.election.requests import Requests
 from celery_pgleader.election.state import Election, Event, Moment, Phase
 from celery_pgleader.errors import ServerUnsuitable
@@ -113,15 +113,20 @@ class Elector:
         """Ask for what `stop` does without waiting for it. Safe in a signal handler."""
         self._ask(state.StopAsked())
 
-    def resign(self, stand_back: float | None = None) -> None:
+    def resign(self, stand_back: float | None = None, reason: str = "resigned") -> None:
         """Let another node lead.
 
         Args:
             stand_back: seconds for which this node will not stand; by default a renew interval.
+            reason: why, in a few words.
 
         """
         seconds = self._config.renew_interval if stand_back is None else stand_back
-        self._ask(state.ResignAsked(seconds))
+        self._ask(state.ResignAsked(seconds, reason))
+
+    def campaign(self) -> None:
+        """Try for a place in the line now, rather than at the end of a pause. Safe in a signal handler."""
+        self._ask(state.CampaignAsked())
 
     def step_back(self, reason: str) -> None:
         """Let another node lead, since this one is not fit to, and do not stand for a while."""
@@ -197,7 +202,7 @@ class Candidacy(threading.Thread):
             if request is None:
                 self._advance(self._carry_out(command))
             else:
-                self._loss = _reason(request)
+                self._loss = _reason(request) or self._loss
                 self._advance(request)
 
     def _advance(self, event: Event) -> None:
@@ -256,12 +261,7 @@ class Candidacy(threading.Thread):
                 granted = self._open.await_lock(self._requests.pending)
                 return state.LockGranted() if granted else state.SliceOver()
             case state.MintTerm(place):
-                asked_at = self._clock()
-                minted = self._open.mint_term(place)
-                if minted is None:
-                    return state.NotHeld()
-                number, backend_pid = minted
-                return state.TermMinted(Term(number, self._config.election, self._node, backend_pid), asked_at)
+                return self._mint(place)
             case state.Renew(term, trusted_until):
                 trouble = self._trouble(term)
                 if trouble is not None:
@@ -280,6 +280,17 @@ class Candidacy(threading.Thread):
         assert self._session is not None
         return self._session
 
+    def _mint(self, place: int) -> Event:
+        asked_at = self._clock()
+        try:
+            minted = self._open.mint_term(place)
+        except HandedOn:
+            return state.HandedOn()
+        if minted is None:
+            return state.NotHeld()
+        number, backend_pid = minted
+        return state.TermMinted(Term(number, self._config.election, self._node, backend_pid), asked_at)
+
     def _pause(self, until: float) -> Event:
         session = self._session
         # Whoever ends the session says so before the lock is free for others: a leader hears of it in time.
@@ -288,7 +299,7 @@ class Candidacy(threading.Thread):
             self._requests.wait(min(left, LONGEST_PAUSE), socket_of_session)
             request = self._requests.take()
             if request is not None:
-                self._loss = _reason(request)
+                self._loss = _reason(request) or self._loss
                 return request
             if session is not None:
                 session.check()
@@ -321,6 +332,8 @@ def _reason(request: state.Request) -> str:
     match request:
         case state.ResignAsked(_, reason):
             return reason
+        case state.CampaignAsked():
+            return ""
         case state.RetireAsked() | state.StopAsked():
             return "stopped"
 

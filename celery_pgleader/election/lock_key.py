@@ -9,9 +9,11 @@ from psycopg import sql
 
 from celery_pgleader.config import Config
 
-# "pgl" in ASCII and a running number: 1885826048 for the lock itself, the next two for the places.
+# "pgl" in ASCII and a running number: 1885826048 for the lock itself, the next two for the places, and one more for the
+# place that is kept for a node which is asked for by name.
 CLASSID = 0x70676C00
 PLACES = (1, 2)
+KEPT_PLACE = 3
 UINT32 = 2**32
 
 

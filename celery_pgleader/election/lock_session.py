@@ -10,7 +10,7 @@ from psycopg import Error, OperationalError, sql
 
 from celery_pgleader.config import Config
 from celery_pgleader.election import sql as statements
-from celery_pgleader.election.lock_key import PLACES, leader_key, place_key
+from celery_pgleader.election.lock_key import KEPT_PLACE, PLACES, leader_key, place_key
 from celery_pgleader.errors import ServerUnsuitable
 from celery_pgleader.postgres import Session, open_session
 
@@ -20,12 +20,43 @@ APPLICATION_NAME_BYTES = 63
 RELEASE_TIMEOUT = 1.0
 
 
+class HandedOn(Exception):
+    """This node was granted the lock, is not to lead now, and has given the lock and its place back."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whether a node is to stand in line for the lock.
+
+    Attributes:
+        may_stand: it may.
+        asked_for: it is asked for by name, and has a place kept.
+
+    """
+
+    may_stand: bool = True
+    asked_for: bool = False
+
+
+class Presence:
+    """What a node says of itself whenever it asks for a place, and is told in return. This one says nothing."""
+
+    def announce(self, _session: Session) -> Standing:
+        """Tell that the node is here, through its session with the election's database."""
+        return Standing()
+
+    def parameters(self) -> Mapping[str, object]:
+        """Return what the statement that mints a term asks of the node."""
+        return {"may_lead": True, "entries": None}
+
+
 @dataclass(frozen=True)
 class TermBook:
     """Where terms are counted: the statements that mint, renew and end one.
 
     Attributes:
-        mint: returns the new term and the backend's pid, or no row if the lock is not held.
+        mint: returns the new term and the backend's pid, or no row if the lock is not held; no term if this node is not
+            to lead now, in which case the lock and the place are given back.
         renew: returns a row if the lock is held and the term is the latest.
         release: lets go of all locks.
         prepare: called with each new session; returns more parameters for these statements, and raises
@@ -46,7 +77,14 @@ TRANSACTION_TERMS = TermBook(statements.MINT_TERM, statements.RENEW, statements.
 class LockSession:
     """One session of one node, in which it waits for the election's lock, holds it and lets it go."""
 
-    def __init__(self, config: Config, session: Session, node: str, terms: TermBook = TRANSACTION_TERMS) -> None:
+    def __init__(
+        self,
+        config: Config,
+        session: Session,
+        node: str,
+        terms: TermBook = TRANSACTION_TERMS,
+        presence: Presence | None = None,
+    ) -> None:
         """Take over an open session.
 
         Raises:
@@ -58,16 +96,22 @@ class LockSession:
         self._session = session
         self._node = node
         self._terms = terms
+        self._presence = presence or Presence()
         self._term: int | None = None
         self._asking = False
         self._key = leader_key(config)
         self._leading_name = session_name("leader", node)
+        self._following_name = session_name("follower", node)
+        # A follower that is not a successor is heard of once a poll interval.
+        self._idle = _milliseconds(2 * config.poll_interval + config.ttl)
         self._slice = self._greet()
         self._prepared = terms.prepare(session)
         session.open_line()
 
     @classmethod
-    def open(cls, config: Config, node: str, terms: TermBook = TRANSACTION_TERMS) -> LockSession:
+    def open(
+        cls, config: Config, node: str, terms: TermBook = TRANSACTION_TERMS, presence: Presence | None = None
+    ) -> LockSession:
         """Open a session.
 
         Raises:
@@ -78,7 +122,7 @@ class LockSession:
         name = session_name("follower", node)
         session = open_session(config.database_url, name, unresponsive_after=config.ttl)
         try:
-            return cls(config, session, node, terms)
+            return cls(config, session, node, terms, presence)
         except BaseException:
             session.close()
             raise
@@ -101,11 +145,15 @@ class LockSession:
         return self._asking or self._session.is_quiet()
 
     def take_place(self) -> int | None:
-        """Try to take one of the places; return which, or none if they are full."""
-        first, second = (place_key(self._config, place).as_arguments() for place in PLACES)
-        query = statements.TAKE_PLACE.format(first=first, second=second)
+        """Try to take one of the places; return which, or none if they are full or this node is not to stand."""
+        first, second, kept = (place_key(self._config, place).as_arguments() for place in (*PLACES, KEPT_PLACE))
+        query = statements.TAKE_PLACE.format(first=first, second=second, kept=kept)
         with self._session.bounded(self._config.ttl):
-            row = self._session.execute(query, {"ttl_ms": _milliseconds(self._config.ttl)}).fetchone()
+            standing = self._presence.announce(self._session)
+            if not standing.may_stand:
+                return None
+            parameters = {"ttl_ms": _milliseconds(self._config.ttl), "asked_for": standing.asked_for}
+            row = self._session.execute(query, parameters).fetchone()
         place: int | None = row[0] if row else None
         return place
 
@@ -126,12 +174,21 @@ class LockSession:
         return self._session.info.parameter_status("application_name") == self._leading_name
 
     def mint_term(self, place: int) -> tuple[int, int] | None:
-        """Return a new term and the backend's pid, or none if the lock is not held."""
-        query = self._terms.mint.format(place=place_key(self._config, place).as_arguments())
+        """Return a new term and the backend's pid, or none if the lock is not held.
+
+        Raises:
+            HandedOn: it was held, and is given back, since this node is not to lead now.
+
+        """
+        query = self._terms.mint.format(
+            place=place_key(self._config, place).as_arguments(), key=self._key.as_arguments()
+        )
         with self._session.bounded(self._config.trust_window):
             row = self._session.execute(query, self._parameters()).fetchone()
         if not row:
             return None
+        if row[0] is None:
+            raise HandedOn
         self._term = row[0]
         return row[0], row[1]
 
@@ -156,10 +213,8 @@ class LockSession:
 
     def _greet(self) -> float:
         """Make the session fit for an election; return how many seconds a slice may last."""
-        # A follower that is not a successor is heard of once a poll interval.
-        idle = 2 * self._config.poll_interval + self._config.ttl
         with self._session.bounded(self._config.ttl):
-            row = self._session.execute(statements.GREET, {"idle_ms": _milliseconds(idle)}).fetchone()
+            row = self._session.execute(statements.GREET, {"idle_ms": self._idle}).fetchone()
         assert row is not None
         version, is_standby, deadlock_timeout = row[:3]
         if version < OLDEST_VERSION:
@@ -176,6 +231,9 @@ class LockSession:
             "election": self._config.election,
             "node": self._node,
             "term": self._term,
+            "follower": self._following_name,
+            "idle_ms": self._idle,
+            **self._presence.parameters(),
             **self._prepared,
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celery_pgleader.config import Config
-from celery_pgleader.election.lock_key import PLACES, leader_key, place_key
+from celery_pgleader.election.lock_key import KEPT_PLACE, PLACES, leader_key, place_key
 from celery_pgleader.election.lock_session import session_name
 from celery_pgleader.election.sql import HOLDERS
 from celery_pgleader.postgres import open_session
@@ -43,7 +43,7 @@ def observe(config: Config) -> list[Seat]:
         "objid": key.objid,
         "objsubid": key.objsubid,
         "first_place": place.classid,
-        "last_place": place_key(config, PLACES[-1]).classid,
+        "last_place": place_key(config, KEPT_PLACE).classid,
         "place_objid": place.objid,
     }
     with open_session(

@@ -22,12 +22,13 @@ select current_setting('server_version_num')::int as version,
        set_config('idle_session_timeout', %(idle_ms)s::text, false)
 """
 
-# Take a free place, if there is one. Who holds a place is watched by the server as a leader is: it may be granted
-# the lock while it hangs.
+# Take a free place, if there is one; who is asked for by name has one kept. Who holds a place is watched by the server
+# as a leader is: it may be granted the lock while it hangs.
 TAKE_PLACE = SQL("""
 with attempt as materialized (
     select case when pg_try_advisory_lock({first}) then 1
-                when pg_try_advisory_lock({second}) then 2 end as place
+                when pg_try_advisory_lock({second}) then 2
+                when %(asked_for)s and pg_try_advisory_lock({kept}) then 3 end as place
 )
 select place,
        case when place is not null then set_config('idle_session_timeout', %(ttl_ms)s::text, false) end

@@ -17,6 +17,8 @@ from celery_pgleader.config import Config
 from celery_pgleader.election.leadership import Term
 
 FIRST_RETRY = 0.1
+# Seconds, by chance half or all of them, for which who has handed the lock on leaves the line to others.
+STEP_ASIDE = 0.2
 
 
 class Phase(Enum):
@@ -173,6 +175,11 @@ class NotHeld:
 
 
 @dataclass(frozen=True)
+class HandedOn:
+    """The session held the lock, and has given it and its place back: this node is not to lead now."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """The command failed, and the session with it."""
 
@@ -193,6 +200,11 @@ class ResignAsked:
 
 
 @dataclass(frozen=True)
+class CampaignAsked:
+    """The node is to try for a place now, rather than at the end of its pause."""
+
+
+@dataclass(frozen=True)
 class RetireAsked:
     """The node is to stand no more, but may lead its term to the end."""
 
@@ -202,7 +214,7 @@ class StopAsked:
     """The node is to leave the election now."""
 
 
-Request: TypeAlias = ResignAsked | RetireAsked | StopAsked
+Request: TypeAlias = ResignAsked | CampaignAsked | RetireAsked | StopAsked
 Event: TypeAlias = (
     Started
     | Elapsed
@@ -214,6 +226,7 @@ Event: TypeAlias = (
     | TermMinted
     | Renewed
     | NotHeld
+    | HandedOn
     | Failed
     | Released
     | Request
@@ -273,7 +286,7 @@ def _start(_election: Election, _event: Started, moment: Moment) -> Election:
     return Election(Phase.CONNECTING, since=moment.now)
 
 
-def _connect(election: Election, _event: Elapsed, _moment: Moment) -> Election:
+def _connect(election: Election, _event: Elapsed | CampaignAsked, _moment: Moment) -> Election:
     return replace(election, phase=Phase.CONNECTING)
 
 
@@ -285,7 +298,7 @@ def _connect_failed(election: Election, _event: Failed, moment: Moment) -> Elect
     return _away(replace(election, failures=election.failures + 1), moment)
 
 
-def _poll(election: Election, _event: Elapsed, _moment: Moment) -> Election:
+def _poll(election: Election, _event: Elapsed | CampaignAsked, _moment: Moment) -> Election:
     return replace(election, phase=Phase.POLLING)
 
 
@@ -318,6 +331,11 @@ def _term_minted(election: Election, event: TermMinted, moment: Moment) -> Elect
         trusted_until=trusted_until,
         until=event.asked_at + moment.config.renew_interval,
     )
+
+
+def _handed_on(election: Election, _event: HandedOn, moment: Moment) -> Election:
+    pause = STEP_ASIDE * (0.5 + 0.5 * moment.jitter)
+    return replace(election, phase=Phase.FOLLOWER, place=None, until=moment.now + pause)
 
 
 def _renew(election: Election, _event: Elapsed, _moment: Moment) -> Election:
@@ -384,53 +402,64 @@ def _away(election: Election, moment: Moment) -> Election:
 TRANSITIONS: Mapping[tuple[Phase, type[Event]], Callable[..., Election]] = {
     (Phase.STOPPED, Started): _start,
     (Phase.STOPPED, ResignAsked): _ignore,
+    (Phase.STOPPED, CampaignAsked): _ignore,
     (Phase.STOPPED, RetireAsked): _ignore,
     (Phase.STOPPED, StopAsked): _ignore,
     (Phase.AWAY, Elapsed): _connect,
     (Phase.AWAY, ResignAsked): _ignore,
+    (Phase.AWAY, CampaignAsked): _connect,
     (Phase.AWAY, RetireAsked): _stop,
     (Phase.AWAY, StopAsked): _stop,
     (Phase.CONNECTING, Connected): _connected,
     (Phase.CONNECTING, Failed): _connect_failed,
     (Phase.CONNECTING, ResignAsked): _ignore,
+    (Phase.CONNECTING, CampaignAsked): _ignore,
     (Phase.CONNECTING, RetireAsked): _stop,
     (Phase.CONNECTING, StopAsked): _stop,
     (Phase.POLLING, PlaceTaken): _place_taken,
     (Phase.POLLING, PlacesFull): _places_full,
     (Phase.POLLING, Failed): _lost,
     (Phase.POLLING, ResignAsked): _ignore,
+    (Phase.POLLING, CampaignAsked): _ignore,
     (Phase.POLLING, RetireAsked): _retire,
     (Phase.POLLING, StopAsked): _leave,
     (Phase.FOLLOWER, Elapsed): _poll,
     (Phase.FOLLOWER, Failed): _lost,
     (Phase.FOLLOWER, ResignAsked): _ignore,
+    (Phase.FOLLOWER, CampaignAsked): _poll,
     (Phase.FOLLOWER, RetireAsked): _retire,
     (Phase.FOLLOWER, StopAsked): _leave,
     (Phase.SUCCESSOR, LockGranted): _lock_granted,
     (Phase.SUCCESSOR, SliceOver): _slice_over,
     (Phase.SUCCESSOR, Failed): _lost,
     (Phase.SUCCESSOR, ResignAsked): _ignore,
+    (Phase.SUCCESSOR, CampaignAsked): _ignore,
     (Phase.SUCCESSOR, RetireAsked): _retire,
     (Phase.SUCCESSOR, StopAsked): _leave,
     (Phase.ELECTED, TermMinted): _term_minted,
     (Phase.ELECTED, NotHeld): _lost,
+    (Phase.ELECTED, HandedOn): _handed_on,
     (Phase.ELECTED, Failed): _lost,
     (Phase.ELECTED, ResignAsked): _resign,
+    (Phase.ELECTED, CampaignAsked): _ignore,
     (Phase.ELECTED, RetireAsked): _retire,
     (Phase.ELECTED, StopAsked): _leave,
     (Phase.LEADER, Elapsed): _renew,
     (Phase.LEADER, Failed): _lost,
     (Phase.LEADER, ResignAsked): _resign,
+    (Phase.LEADER, CampaignAsked): _ignore,
     (Phase.LEADER, RetireAsked): _retire_later,
     (Phase.LEADER, StopAsked): _leave,
     (Phase.RENEWING, Renewed): _renewed,
     (Phase.RENEWING, NotHeld): _lost,
     (Phase.RENEWING, Failed): _lost,
     (Phase.RENEWING, ResignAsked): _resign,
+    (Phase.RENEWING, CampaignAsked): _ignore,
     (Phase.RENEWING, RetireAsked): _retire_later,
     (Phase.RENEWING, StopAsked): _leave,
     (Phase.RELEASING, Released): _released,
     (Phase.RELEASING, ResignAsked): _ignore,
+    (Phase.RELEASING, CampaignAsked): _ignore,
     (Phase.RELEASING, RetireAsked): _retire_later,
     (Phase.RELEASING, StopAsked): _retire_later,
 }

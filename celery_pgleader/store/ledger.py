@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from celery_pgleader.config import Config
@@ -36,6 +37,8 @@ class EntryRecord:
         since: slots up to here are of no concern.
         last_slot: slots up to here are accounted for; none if there was none yet.
         retired: it was not in the last leader's schedule.
+        next_slot: the first slot that is not accounted for; none if there is none, or if it is not known.
+        paused: its slots are skipped, by order of an operator.
 
     """
 
@@ -45,6 +48,8 @@ class EntryRecord:
     since: datetime
     last_slot: datetime | None = None
     retired: bool = False
+    next_slot: datetime | None = field(default=None, compare=False)
+    paused: bool = False
 
     @property
     def accounted_until(self) -> datetime:
@@ -110,6 +115,9 @@ class Outcome:
     reason: str | None = None
 
 
+NO_RECORDS: Mapping[str, EntryRecord] = MappingProxyType({})
+
+
 class Ledger:
     """What a leader writes down, in a session that is opened when it is first needed.
 
@@ -154,6 +162,7 @@ class Ledger:
             schedules=[record.schedule for record in records],
             anchors=[record.anchor for record in records],
             sinces=[record.since for record in records],
+            next_slots=[record.next_slot for record in records],
         )
         if len(written) < len(records):
             raise Superseded
@@ -162,15 +171,17 @@ class Ledger:
         """Remember that entries are in the schedule no more."""
         self._execute(statements.RETIRE, entries=list(entries))
 
-    def claim(self, rows: Sequence[SlotRow]) -> set[str]:
+    def claim(self, rows: Sequence[SlotRow], records: Mapping[str, EntryRecord] = NO_RECORDS) -> set[str]:
         """Claim slots, in one round trip.
 
         Args:
             rows: for each entry everything after what is accounted for, oldest first and without a gap.
+            records: of these entries, as they will be; with `paused` as it was when the rows were decided on. An entry
+                that is not among them is not paused.
 
         Returns:
             The names of the entries whose rows were written. For the others something of it, or something later,
-            was accounted for before.
+            was accounted for before, or they were paused or resumed.
 
         Raises:
             Superseded: the term is over.
@@ -184,6 +195,8 @@ class Ledger:
             entries=list(by_entry),
             oldest=[of_entry[0].slot for of_entry in by_entry.values()],
             newest=[of_entry[-1].through for of_entry in by_entry.values()],
+            nexts=[records[entry].next_slot if entry in records else None for entry in by_entry],
+            paused=[entry in records and records[entry].paused for entry in by_entry],
             runs=[sum(row.state == "claimed" for row in of_entry) for of_entry in by_entry.values()],
             row_entries=[row.entry for row in rows],
             row_slots=[row.slot for row in rows],

@@ -8,7 +8,8 @@ from psycopg.sql import SQL
 # holds up the next leader's election until it is committed. READ COMMITTED, so a row that changed is looked at again.
 _FENCE = """
 with fence as materialized (
-    select term from pgleader.elections where election = %(election)s and term = %(term)s for share
+    select term, paused_at is not null as paused
+      from pgleader.elections where election = %(election)s and term = %(term)s for share
 )
 """
 
@@ -20,9 +21,22 @@ _HELD = """
    and classid = %(classid)s::bigint::oid and objid = %(objid)s::bigint::oid and objsubid = %(objsubid)s
 """
 
+# Whether a node's session is there.
+_PRESENT = "exists (select from pg_stat_get_activity(n.backend_pid) a where a.application_name like 'pgleader %%')"
+
+# A node that is there, stands, and has all entries of this one's schedule and more: this one lacks a part of it.
+_FULLER = (
+    """
+select n.node from pgleader.nodes n join pgleader.elections e using (election)
+ where n.election = %(election)s and n.stands_back is null and n.node <> all(e.cordoned)
+   and n.entries @> %(entries)s::text[] and not n.entries <@ %(entries)s::text[] and """
+    + _PRESENT
+)
+
 # Mint a term and write its history, in the session that is seen to hold the lock; give the place to the next follower.
 # A number that is in the history is not given again, even where somebody has taken the election's row away; nor, on a
 # server that was promoted, is one that its predecessor may have given and not passed on.
+# If this node is not to lead, no term is minted, and the lock goes on to whoever waits for it.
 MINT_TERM = SQL(
     """
 with held as materialized (select pg_backend_pid() as pid """
@@ -34,8 +48,21 @@ with held as materialized (select pg_backend_pid() as pid """
                     %(least_term)s),
            %(node)s
       from held
+     where %(may_lead)s
+       and not exists (select from pgleader.elections
+                        where election = %(election)s
+                          and (held_at is not null or %(node)s = any(cordoned)
+                               or next_node <> %(node)s and next_until > clock_timestamp()))
+       and not exists ("""
+    + _FULLER
+    + """)
     on conflict (election) do update
-       set term = greatest(e.term + 1, excluded.term), node = excluded.node, gained_at = clock_timestamp()
+       set term = greatest(e.term + 1, excluded.term), node = excluded.node, gained_at = clock_timestamp(),
+           next_node = null, next_until = null,
+           -- What is ordered for later stands.
+           resign_to = case when e.resign_at > clock_timestamp() then e.resign_to end,
+           resign_term = case when e.resign_at > clock_timestamp() then e.resign_term end,
+           resign_at = case when e.resign_at > clock_timestamp() then e.resign_at end
     returning term
 ), lost as (
     update pgleader.terms t set ended_at = clock_timestamp(), reason = 'lost'
@@ -44,7 +71,11 @@ with held as materialized (select pg_backend_pid() as pid """
     insert into pgleader.terms (election, term, node, backend_pid)
     select %(election)s, term, %(node)s, pid from minted, held
 )
-select term, pid, pg_advisory_unlock({place}) from minted, held
+select term, pid, pg_advisory_unlock({place}),
+       case when term is null then set_config('application_name', %(follower)s, false) end,
+       case when term is null then set_config('idle_session_timeout', %(idle_ms)s::text, false) end,
+       case when term is null then pg_advisory_unlock({key}) end
+  from held left join minted on true
 """
 )
 
@@ -85,21 +116,22 @@ select extract(epoch from clock_timestamp())::float,
 """
 
 ENTRIES = """
-select entry, task, schedule, anchor, since, last_slot, retired_at is not null
-  from pgleader.entries where election = %(election)s
+select n.entry, n.task, n.schedule, n.anchor, n.since, n.last_slot, n.retired_at is not null, n.next_slot,
+       n.paused_at is not null or e.paused_at is not null
+  from pgleader.entries n join pgleader.elections e using (election) where election = %(election)s
 """
 
 # Entries that are new, came back, or have another schedule than before.
 REGISTER = (
     _FENCE
     + """
-insert into pgleader.entries as e (election, entry, task, schedule, anchor, since)
+insert into pgleader.entries as e (election, entry, task, schedule, anchor, since, next_slot)
 select %(election)s, w.*
   from fence, unnest(%(entries)s::text[], %(tasks)s::text[], %(schedules)s::text[],
-                     %(anchors)s::timestamptz[], %(sinces)s::timestamptz[]) w
+                     %(anchors)s::timestamptz[], %(sinces)s::timestamptz[], %(next_slots)s::timestamptz[]) w
 on conflict (election, entry) do update
    set task = excluded.task, schedule = excluded.schedule, anchor = excluded.anchor, since = excluded.since,
-       retired_at = null
+       next_slot = excluded.next_slot, retired_at = null
 returning 1
 """
 )
@@ -115,17 +147,21 @@ returning 1
 )
 
 # Claim slots, of several entries at once. An entry is claimed for only as long as nothing of what is to be claimed, or
-# later, is accounted for already; that holds for ever, since last_slot only rises and is never pruned.
+# later, is accounted for already; that holds for ever, since last_slot only rises and is never pruned. Nor is it
+# claimed for if it was paused, or resumed, after the leader decided what becomes of its slots. A slot may be in the
+# ledger already if somebody has asked for a run at that very instant, which was that slot's then.
 CLAIM = (
     _FENCE
     + """, claimed as (
     update pgleader.entries e
-       set last_slot = w.newest,
+       set last_slot = w.newest, next_slot = w.next,
            last_run_at = case when w.runs > 0 then clock_timestamp() else e.last_run_at end,
            run_count = e.run_count + w.runs
       from fence, unnest(%(entries)s::text[], %(oldest)s::timestamptz[], %(newest)s::timestamptz[],
-                         %(runs)s::int[]) w(entry, oldest, newest, runs)
+                         %(nexts)s::timestamptz[], %(runs)s::int[], %(paused)s::bool[])
+                  w(entry, oldest, newest, next, runs, paused)
      where e.election = %(election)s and e.entry = w.entry and greatest(e.since, e.last_slot) < w.oldest
+       and (fence.paused or e.paused_at is not null) = w.paused
     returning e.entry
 ), recorded as (
     insert into pgleader.slots
@@ -136,6 +172,7 @@ CLAIM = (
                   %(row_counts)s::bigint[], %(row_states)s::text[], %(row_reasons)s::text[],
                   %(row_task_ids)s::uuid[]) r(entry, slot, through, slots, state, reason, task_id)
       join claimed using (entry)
+    on conflict (election, entry, slot) do nothing
 )
 select (select count(*) from fence), array(select entry from claimed)
 """
@@ -146,7 +183,7 @@ select (select count(*) from fence), array(select entry from claimed)
 SETTLE = """
 with quickly as materialized (select set_config('synchronous_commit', 'off', true))
 update pgleader.slots s
-   set state = w.state, reason = w.reason, settled_at = clock_timestamp()
+   set state = w.state, reason = coalesce(w.reason, s.reason), settled_at = clock_timestamp()
   from quickly, unnest(%(entries)s::text[], %(slots)s::timestamptz[], %(states)s::text[], %(reasons)s::text[])
                w(entry, slot, state, reason)
  where s.election = %(election)s and s.entry = w.entry and s.slot = w.slot and s.state = 'claimed'
@@ -293,6 +330,96 @@ select 1 from fence
 )
 
 LISTEN = "listen pgleader"
+
+# Each time that a node asks for a place: what it says of itself, and what it is told.
+ANNOUNCE = (
+    """
+with announced as (
+    insert into pgleader.nodes as n (election, node, instance, backend_pid, priority, stands_back, entries, schedule,
+                                     app_version, package_version, clock_skew, started_at)
+    values (%(election)s, %(node)s, %(instance)s, pg_backend_pid(), %(priority)s, %(stands_back)s, %(entries)s,
+            %(schedule)s, %(app_version)s, %(package_version)s,
+            %(clock)s - extract(epoch from clock_timestamp())::float, %(started_at)s)
+    on conflict (election, node, instance) do update
+       set backend_pid = excluded.backend_pid, stands_back = excluded.stands_back, clock_skew = excluded.clock_skew,
+           seen_at = clock_timestamp()
+)
+select coalesce(e.held_at is not null or %(node)s = any(e.cordoned), false) or exists ("""
+    + _FULLER
+    + """),
+       coalesce(%(node)s in (e.resign_to, e.next_node), false)
+  from (select) one left join pgleader.elections e on e.election = %(election)s
+"""
+)
+
+LISTEN_FOR_ORDERS = "listen pgleader_orders"
+
+# What the leader is ordered to do: whether to hand over, and in how many seconds.
+ORDERS = """
+select case when resign_at is not null and (resign_term is null or resign_term = %(term)s)
+            then greatest(0, extract(epoch from resign_at - clock_timestamp())::float) end,
+       resign_to,
+       %(node)s = any(cordoned)
+  from pgleader.elections where election = %(election)s and term = %(term)s
+"""
+
+# A node that is to be preferred to the leader: it has more of the schedule, or a higher priority.
+PREFERRED = (
+    """
+with fuller as ("""
+    + _FULLER
+    + """ order by n.priority desc, n.started_at limit 1
+), higher as (
+    select n.node from pgleader.nodes n join pgleader.elections e using (election)
+     where n.election = %(election)s and n.stands_back is null and n.node <> all(e.cordoned)
+       and n.priority > %(priority)s and e.held_at is null
+       and (n.entries is null or %(entries)s::text[] is null or n.entries @> %(entries)s::text[]) and """
+    + _PRESENT
+    + """ order by n.priority desc, n.started_at limit 1
+)
+select node, true from fuller union all select node, false from higher
+"""
+)
+
+# Whether a node holds a place, and so waits for the lock.
+IN_LINE = (
+    """
+select exists (
+    select from pgleader.nodes n
+      join pg_locks l
+        on l.pid = n.backend_pid and l.locktype = 'advisory' and l.granted and l.objsubid = 2
+       and l.objid = %(place_objid)s::bigint::oid
+       and l.classid between %(first_place)s::bigint::oid and %(last_place)s::bigint::oid
+       and l.database = (select oid from pg_database where datname = current_database())
+     where n.election = %(election)s and n.node = %(node)s and """
+    + _PRESENT
+    + """)
+"""
+)
+
+# For so many seconds nobody else is elected.
+PREFER = (
+    _FENCE
+    + """
+update pgleader.elections e
+   set next_node = %(next_node)s, next_until = clock_timestamp() + make_interval(secs => %(seconds)s)
+  from fence where e.election = %(election)s
+returning 1
+"""
+)
+
+# The order to hand over is not carried out.
+WITHDRAW = """
+update pgleader.elections set resign_at = null, resign_to = null, resign_term = null
+ where election = %(election)s and term = %(term)s
+returning 1
+"""
+
+# The node's row may be looked at for a day after it was last there.
+FORGET_NODES = (
+    "delete from pgleader.nodes n where n.election = %(election)s"
+    " and n.seen_at < clock_timestamp() - interval '1 day' and not " + _PRESENT
+)
 
 # What an operator does with dead letters.
 DEAD_LETTERS = """

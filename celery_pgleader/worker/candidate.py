@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any
 
 from celery.utils.log import get_logger
 
 from celery_pgleader.beat import LeaderBeat
+from celery_pgleader.beat.abilities import abilities_of
 from celery_pgleader.config import Config
 from celery_pgleader.election import Change, Elector, Leadership, LockSession, Term, TermRunner
 from celery_pgleader.notifications.dispatcher import Dispatcher
@@ -17,7 +18,9 @@ from celery_pgleader.notifications.registry import routes
 from celery_pgleader.notifications.relay import Relay
 from celery_pgleader.signals import leadership_gained, leadership_lost
 from celery_pgleader.store import LEDGER_TERMS
+from celery_pgleader.store.presence import NodePresence
 from celery_pgleader.threads import Ending, Inbox
+from celery_pgleader.worker.steward import Steward
 
 logger = get_logger(__name__)
 
@@ -33,6 +36,9 @@ class Candidate:
         scheduler: Any,
         schedule_filename: str,
         leadership: Leadership | None = None,
+        *,
+        consumed: Container[str] = (),
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         """Put everything together.
 
@@ -43,22 +49,31 @@ class Candidate:
             scheduler: the beat scheduler's class, or its name.
             schedule_filename: where a scheduler that keeps a file keeps it.
             leadership: who is told; by default a new one.
+            consumed: names of the queues that the process consumes.
+            is_busy: whether this is no moment to hand over without being told to.
 
         """
         self._config = config
         self._node = node
         self.leadership = leadership or Leadership()
         beat = LeaderBeat(app, scheduler, schedule_filename, config, self.leadership)
+        self.presence = NodePresence(config, node, abilities_of(app, scheduler, consumed))
         self.elector = Elector(
             config,
             node,
             leadership=self.leadership,
-            open_session=partial(LockSession.open, terms=LEDGER_TERMS),
+            open_session=partial(LockSession.open, terms=LEDGER_TERMS, presence=self.presence),
             trouble=beat.trouble,
             logger=logger,
         )
         self._changes: Inbox[Change] = Inbox("leadership signals", self._send_signal, logger)
-        self._runners = [TermRunner(self.leadership, "beat", beat.run, logger, failed=self.elector.step_back)]
+        steward = Steward(
+            config, self.leadership, self.presence, partial(self.elector.resign, None), beat.look, is_busy
+        )
+        self._runners = [
+            TermRunner(self.leadership, "beat", beat.run, logger, failed=self.elector.step_back),
+            TermRunner(self.leadership, "steward", steward.run, logger),
+        ]
         channels = routes(app, config.channels)
         if channels:
             listener = Listener(config, self.leadership, channels, Dispatcher(app, channels).dispatch)
@@ -75,6 +90,8 @@ class Candidate:
     def start(self) -> None:
         """Begin to stand for the election. Never raises: a database that is away is waited for."""
         logger.info("pgleader: standing for election %s (database %s)", self._config.election, self._config.database)
+        if self.presence.stands_back is not None:
+            logger.warning("pgleader: this node does not lead: %s", self.presence.stands_back)
         self.leadership.subscribe(self._changes.put)
         self._changes.start()
         for runner in self._runners:

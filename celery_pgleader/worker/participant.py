@@ -37,11 +37,18 @@ class Participant:
         # Before the pool's first process is forked.
         self._page = TrustPage()
         self.leadership = Leadership(tell=self._page.write)
+        self.leader_queue = LeaderQueue(queue_name(config.election), self.leadership)
         self._candidate = Candidate(
-            app, worker.hostname, config, worker.scheduler, worker.schedule_filename, self.leadership
+            app,
+            worker.hostname,
+            config,
+            worker.scheduler,
+            worker.schedule_filename,
+            self.leadership,
+            consumed=app.amqp.queues.consume_from,
+            is_busy=self.leader_queue.is_busy,
         )
         self._elector = self._candidate.elector
-        self.leader_queue = LeaderQueue(queue_name(config.election), self.leadership)
         self.leader_queue.leave_out(app)
         route_leader_only_tasks(app, config.election)
         self._candidate.follow("keeper of orphans", Orphans(app, config, self.leader_queue).run)

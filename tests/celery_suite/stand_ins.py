@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -18,6 +18,7 @@ from celery_pgleader.beat.slot_keeper import SlotKeeper
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.store import Claimed, EntryRecord, Ledger, Outcome, SlotRow
+from celery_pgleader.store.ledger import NO_RECORDS
 
 CONFIG = Config(database_url="postgresql://nowhere")
 TERM = Term(1, "celery", "a", 1)
@@ -46,7 +47,7 @@ class MemoryLedger(Ledger):
         for name in entries:
             self._entries[name] = replace(self._entries[name], retired=True)
 
-    def claim(self, rows: Sequence[SlotRow]) -> set[str]:
+    def claim(self, rows: Sequence[SlotRow], _records: Mapping[str, EntryRecord] = NO_RECORDS) -> set[str]:
         """Claim the slots of those entries of which nothing so late is accounted for."""
         oldest = {row.entry: row.slot for row in reversed(rows)}
         accepted = {name for name, slot in oldest.items() if self._entries[name].accounted_until < slot}

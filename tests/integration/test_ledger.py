@@ -129,6 +129,8 @@ def claim_parameters(term: Term, *rows: SlotRow) -> Mapping[str, Any]:
         "oldest": [row.slot for row in rows],
         "newest": [row.through for row in rows],
         "runs": [1 for _ in rows],
+        "nexts": [None for _ in rows],
+        "paused": [False for _ in rows],
         "row_entries": [row.entry for row in rows],
         "row_slots": [row.slot for row in rows],
         "row_throughs": [row.through for row in rows],

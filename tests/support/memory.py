@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from celery_pgleader.beat.publisher import Dispatch, Publisher
 from celery_pgleader.store import Claimed, EntryRecord, Ledger, Outcome, SlotRow
+from celery_pgleader.store.ledger import NO_RECORDS
 
 
 class MemoryLedger(Ledger):
@@ -38,7 +39,9 @@ class MemoryLedger(Ledger):
         self._call("register")
         for name, record in entries.items():
             known = self.records.get(name)
-            self.records[name] = replace(record, last_slot=known.last_slot if known else None, retired=False)
+            self.records[name] = replace(
+                record, last_slot=known.last_slot if known else None, retired=False, paused=bool(known and known.paused)
+            )
 
     def retire(self, entries: Iterable[str]) -> None:
         """Remember that entries are gone."""
@@ -46,17 +49,22 @@ class MemoryLedger(Ledger):
         for name in entries:
             self.records[name] = replace(self.records[name], retired=True)
 
-    def claim(self, rows: Sequence[SlotRow]) -> set[str]:
+    def claim(self, rows: Sequence[SlotRow], records: Mapping[str, EntryRecord] = NO_RECORDS) -> set[str]:
         """Write rows of those entries of which nothing so late is accounted for."""
         self._call("claim")
         by_entry: dict[str, list[SlotRow]] = {}
         for row in rows:
             by_entry.setdefault(row.entry, []).append(row)
-        accepted = {name for name, own in by_entry.items() if self.records[name].accounted_until < own[0].slot}
+        accepted = {
+            name
+            for name, own in by_entry.items()
+            if self.records[name].accounted_until < own[0].slot
+            and self.records[name].paused == (name in records and records[name].paused)
+        }
         for name in accepted:
             own = by_entry[name]
             assert all(before.through < after.slot for before, after in itertools.pairwise(own))
-            self.records[name] = replace(self.records[name], last_slot=own[-1].through)
+            self.records[name] = replace(records.get(name, self.records[name]), last_slot=own[-1].through)
             self.rows += own
             self.unsettled += [Claimed(name, row.slot, self.term) for row in own if row.state == "claimed"]
         return accepted

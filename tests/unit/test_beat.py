@@ -351,9 +351,9 @@ def test_the_ledger_goes_away_in_a_claim(desk: Desk, *, done: bool) -> None:
     desk.pass_time(MINUTE)
     claim = desk.ledger.claim
 
-    def break_down(rows: Any) -> Any:
+    def break_down(rows: Any, records: Any = None) -> Any:
         if done:
-            claim(rows)
+            claim(rows, records)
         raise psycopg.OperationalError("gone")
 
     desk.ledger.claim = break_down  # type: ignore[method-assign]

@@ -23,8 +23,8 @@ from celery_pgleader.beat.slots import (
     decide,
     due_slots,
     interval_of,
+    left_out,
     next_slot,
-    overlapped,
     task_id_of,
 )
 from celery_pgleader.policies import Misfire, Policy
@@ -505,8 +505,9 @@ def test_what_overlaps_is_skipped() -> None:
     """What is not run anyway keeps its reason."""
     expired = Stretch(NOON, NOON + MINUTE, 2, "expired", "misfire_grace")
     run = Stretch(NOON + HOUR, NOON + HOUR, 1, "claimed")
-    assert overlapped([expired, run]) == [expired, Stretch(NOON + HOUR, NOON + HOUR, 1, "skipped", "overlap")]
-    assert overlapped([]) == []
+    skipped = Stretch(NOON + HOUR, NOON + HOUR, 1, "skipped", "overlap")
+    assert left_out([expired, run], "overlap") == [expired, skipped]
+    assert left_out([], "overlap") == []
 
 
 # Task ids

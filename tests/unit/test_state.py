@@ -27,9 +27,11 @@ EVENTS = {
         state.TermMinted(TERM, 100.0),
         state.Renewed(100.0),
         state.NotHeld(),
+        state.HandedOn(),
         state.Failed("gone"),
         state.Released(),
         state.ResignAsked(1.0),
+        state.CampaignAsked(),
         state.RetireAsked(),
         state.StopAsked(),
     )
@@ -82,7 +84,7 @@ def test_every_cell(phase: Phase, event: type[state.Event]) -> None:
 
 
 @pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize("request_type", [state.ResignAsked, state.RetireAsked, state.StopAsked])
+@pytest.mark.parametrize("request_type", [state.ResignAsked, state.CampaignAsked, state.RetireAsked, state.StopAsked])
 def test_requests_may_come_at_any_time(phase: Phase, request_type: type[state.Request]) -> None:
     """Other threads make requests whenever they like."""
     assert (phase, request_type) in state.TRANSITIONS
@@ -142,6 +144,30 @@ def test_a_resignation_stands_back() -> None:
     election = play(election, state.Released())
     assert election.phase is Phase.AWAY
     assert election.until == 130.0
+
+
+def test_who_hands_the_lock_on_leaves_the_line_for_a_moment() -> None:
+    """The session is kept, the place is not, and the node comes back soon."""
+    election = play(in_phase(Phase.ELECTED), state.HandedOn())
+    assert (election.phase, election.place, election.term) == (Phase.FOLLOWER, None, None)
+    pauses = [
+        state.advance(in_phase(Phase.ELECTED), state.HandedOn(), at(jitter=jitter)).until - 100.0
+        for jitter in (0.0, 0.999)
+    ]
+    assert pauses == pytest.approx([state.STEP_ASIDE / 2, state.STEP_ASIDE], rel=1e-3)
+    assert play(election, state.Elapsed()).phase is Phase.POLLING
+
+
+@pytest.mark.parametrize(("phase", "next_phase"), [(Phase.FOLLOWER, Phase.POLLING), (Phase.AWAY, Phase.CONNECTING)])
+def test_a_campaign_ends_a_pause(phase: Phase, next_phase: Phase) -> None:
+    """Whoever is asked to campaign does not wait for the next poll."""
+    assert play(in_phase(phase), state.CampaignAsked()).phase is next_phase
+
+
+@pytest.mark.parametrize("phase", [Phase.LEADER, Phase.RENEWING, Phase.SUCCESSOR, Phase.STOPPED])
+def test_a_campaign_changes_nothing_else(phase: Phase) -> None:
+    """Who leads, or waits for the lock, goes on."""
+    assert play(in_phase(phase), state.CampaignAsked()) == in_phase(phase)
 
 
 def test_backoff_grows_to_the_ttl_and_is_jittered() -> None:
