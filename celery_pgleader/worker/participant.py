@@ -46,7 +46,7 @@ class Participant:
             worker.schedule_filename,
             self.leadership,
             consumed=app.amqp.queues.consume_from,
-            is_busy=self.leader_queue.is_busy,
+            is_busy=self._page.has_runs,
         )
         self._elector = self._candidate.elector
         self.leader_queue.leave_out(app)
