@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +72,40 @@ def test_deaf_it_accepts_and_never_answers(proxy: Proxy) -> None:
             proxy.restore()
             assert answer(early) == b"anybody?"
             assert answer(late) == b"anybody?"
+
+
+def test_deaf_one_way(proxy: Proxy) -> None:
+    """What goes the other way arrives."""
+    with connect(proxy) as client:
+        proxy.deaf(proxy.to_client)
+        client.sendall(b"heard")
+        with pytest.raises(TimeoutError):
+            answer(client, within=LITTLE)
+        proxy.restore()
+        assert answer(client) == b"heard"
+
+
+def test_slow_it_passes_on_later(proxy: Proxy) -> None:
+    """In both directions."""
+    with connect(proxy) as client:
+        proxy.slow(LITTLE)
+        began = time.monotonic()
+        client.sendall(b"late")
+        assert answer(client) == b"late"
+        assert time.monotonic() - began >= 2 * LITTLE
+
+
+def test_refusing_it_lets_nobody_in(proxy: Proxy) -> None:
+    """Neither those who were there nor those who come, until it is restored."""
+    with connect(proxy) as early:
+        proxy.refuse()
+        assert answer(early) == b""
+    with connect(proxy) as refused:
+        assert answer(refused) == b""
+    proxy.restore()
+    with connect(proxy) as late:
+        late.sendall(b"after")
+        assert answer(late) == b"after"
 
 
 def test_cut_it_closes_what_is_open(proxy: Proxy) -> None:

@@ -1,13 +1,38 @@
-"""A TCP proxy that can go deaf or be cut, between a client and its server."""
+"""A TCP proxy that can go deaf, be cut, be slow or fail one way, between a client and its server."""
 
 from __future__ import annotations
 
 import contextlib
-import selectors
 import socket
 import threading
 
 CHUNK = 65536
+
+
+class Way:
+    """One direction through a proxy."""
+
+    def __init__(self) -> None:
+        """Begin open."""
+        self.open = threading.Event()
+        self.open.set()
+        self.delay = 0.0
+
+    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+        """Pass on what comes until there is no more, then end both connections."""
+        with contextlib.suppress(OSError):
+            more = True
+            while more:
+                data = source.recv(CHUNK)
+                more = bool(data)
+                # The end of a connection comes through no sooner than what was sent.
+                if self.delay:
+                    threading.Event().wait(self.delay)
+                self.open.wait()
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 class Proxy:
@@ -18,21 +43,34 @@ class Proxy:
         self._target = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._passing = threading.Event()
-        self._passing.set()
+        self.to_server, self.to_client = Way(), Way()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._refusing = False
         self._closed = False
         self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
         self._thread.start()
 
-    def deaf(self) -> None:
-        """Accept what comes and pass nothing on, in either direction, without closing anything."""
-        self._passing.clear()
+    def deaf(self, *ways: Way) -> None:
+        """Accept what comes and pass nothing on, in either direction or these, without closing anything."""
+        for way in ways or (self.to_server, self.to_client):
+            way.open.clear()
+
+    def slow(self, seconds: float) -> None:
+        """Pass on so much later, in either direction."""
+        self.to_server.delay = self.to_client.delay = seconds
+
+    def refuse(self) -> None:
+        """Close every connection, and new ones as soon as they are made."""
+        self._refusing = True
+        self.cut()
 
     def restore(self) -> None:
         """Pass on again, also what came meanwhile."""
-        self._passing.set()
+        self._refusing = False
+        self.slow(0.0)
+        for way in (self.to_server, self.to_client):
+            way.open.set()
 
     def cut(self) -> None:
         """Close every connection; new ones may be made."""
@@ -44,7 +82,7 @@ class Proxy:
     def close(self) -> None:
         """Close everything."""
         self._closed = True
-        self._passing.set()
+        self.restore()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -61,22 +99,17 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(self._target) as server:
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
+                if self._refusing or self._closed:
+                    return
                 self._open |= {client, server}
             try:
-                self._pass(client, server)
+                back = threading.Thread(target=self.to_client.pump, args=(server, client), name="proxied", daemon=True)
+                back.start()
+                self.to_server.pump(client, server)
+                back.join()
             finally:
                 with self._lock:
                     self._open -= {client, server}
-
-    def _pass(self, client: socket.socket, server: socket.socket) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(client, selectors.EVENT_READ, server)
-            selector.register(server, selectors.EVENT_READ, client)
-            while not self._closed:
-                for key, _ in selector.select():
-                    data = key.fileobj.recv(CHUNK)  # type: ignore[union-attr]  # they are sockets
-                    self._passing.wait()
-                    if not data:
-                        return
-                    key.data.sendall(data)

@@ -1,0 +1,83 @@
+"""Programs that are started, harmed, and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from example_app.servers import dies_with_parent
+
+PATIENCE = 90.0
+
+
+class Program:
+    """A program with a log, and all that it forks, in a process group of its own.
+
+    Its main process dies with the thread that starts it.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        """Start it.
+
+        Args:
+            name: of the log, too.
+            command: what to run.
+            environment: all of it.
+            folder: where the log goes.
+
+        """
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._command = command
+        self._environment = environment
+        self._begins_at = 0
+        self.process = self._start()
+
+    def logged(self) -> str:
+        """Return what it has logged since it was last started."""
+        return self.log.read_bytes()[self._begins_at :].decode(errors="replace")
+
+    def send(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to its main process, or to all of it."""
+        if group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+
+    def wait(self) -> int | None:
+        """Return the exit code; none if it does not end, and its log says then where it is."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(2)
+            return None
+
+    def restart(self) -> None:
+        """Start it again, after its end, without what that has left."""
+        self.end()
+        self.process = self._start()
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            self._begins_at = log.tell()
+            return subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=dies_with_parent(signal.SIGKILL),
+            )

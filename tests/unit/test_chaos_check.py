@@ -1,0 +1,350 @@
+"""The checker of the chaos program finds each broken promise in a history made by hand, and nothing in a good one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from tests.chaos.check import KOMBUS_OWN, Report, awaited, check
+from tests.chaos.history import Fact
+
+A, B = "a@chaos", "b@chaos"
+# A Monday at noon.
+NOON = 1_795_435_200.0
+
+
+def iso(seconds: float) -> str:
+    return datetime.fromtimestamp(NOON + seconds, timezone.utc).isoformat()
+
+
+def fact(what: str, at: float = 0.0, **of: Any) -> Fact:
+    return {"what": what, "at": at, **of}
+
+
+def leads(term: int, node: str, since: float, until: float, reason: str = "stopped") -> list[Fact]:
+    """Tell of a leadership that is written down, and trusted from beginning to end."""
+    return [
+        fact("gained", since, term=term, node=node),
+        fact("trusted", until, term=term, node=node, since=since, until=until),
+        fact("lost", until, term=term, node=node, reason=reason),
+        fact("ledger term", term=term, node=node, gained_at=iso(since)),
+    ]
+
+
+def runs(task: str, name: str, node: str, began: float, ended: float | None, **of: Any) -> list[Fact]:
+    """Tell of a message that was received, and of its run."""
+    run = f"{task} {name} {node} {began}"
+    about: dict[str, Any] = {"task": task, "id": f"{task} {name}", "name": name, "node": node} | of
+    told = [fact("received", began, **about), fact("began", began, run=run, **about)]
+    return [*told, *([fact("ended", ended, run=run)] if ended is not None else [])]
+
+
+def order(name: str, committed: float, *, key: str = "k", lasted: float = 0.1) -> Fact:
+    return fact("sent", committed, task="chaos.handle", name=name, key=key, began=committed - lasted)
+
+
+def handled(name: str, at: float, *, key: str = "k") -> list[Fact]:
+    return runs("chaos.handle", name, A, at, at, key=key) + runs("chaos.witness", name, "w", at, at, key=key)
+
+
+def led(name: str, node: str, began: float, ended: float | None, term: int, *, trusted: bool = True) -> list[Fact]:
+    return runs("chaos.lead", name, node, began, ended, term=term, trusted=trusted)
+
+
+def sent(task: str, name: str, at: float = 0.0) -> Fact:
+    return fact("sent", at, task=task, name=name)
+
+
+def entry(last: float, name: str = "each", since: float = 0.0) -> Fact:
+    return fact("ledger entry", entry=name, anchor=NOON, since=NOON + since, last_slot=NOON + last)
+
+
+def slot(at: float, state: str = "published", through: float | None = None, **of: Any) -> Fact:
+    last = at if through is None else through
+    row: dict[str, Any] = {"slots": round(last - at) + 1, "state": state, "old": True} | of
+    return fact("ledger slot", entry="each", slot=NOON + at, through=NOON + last, **row)
+
+
+def ticks(at: float, *, task_id: str = "", began: float = 0.0, node: str = A, ended: bool = True) -> list[Fact]:
+    about = {"task": "chaos.tick", "id": task_id or f"each {at}", "entry": "each", "slot": iso(at), "node": node}
+    run = f"{about} {began}"
+    told = [fact("received", began, **about), fact("began", began, run=run, **about)]
+    return [*told, *([fact("ended", began, run=run)] if ended else [])]
+
+
+def fault(kind: str, began: float, at: float, node: str | None = None, term: int | None = None, **of: Any) -> Fact:
+    return fact("fault", at, kind=kind, node=node, term=term, began=began, **of)
+
+
+def judge(*facts: Fact | Sequence[Fact], broker: str = "rabbitmq") -> Report:
+    told = [fact("run", broker=broker), fact("recovered")]
+    for one in facts:
+        told += [one] if isinstance(one, dict) else one
+    return check(told)
+
+
+GOOD: list[Fact] = [
+    *leads(1, A, 1.0, 2.0, reason="the server has ended the session"),
+    *leads(2, B, 2.001, 9.0),
+    entry(3.0),
+    slot(1.0),
+    slot(2.0, "skipped", through=3.0),
+    *ticks(1.0),
+    order("o1", 1.0),
+    order("o2", 2.0),
+    *handled("o1", 1.1),
+    *handled("o2", 2.1),
+    sent("chaos.lead", "l1"),
+    *led("l1", A, 1.1, 1.2, 1),
+    sent("chaos.work", "w1"),
+    *runs("chaos.work", "w1", A, 1.0, 1.1),
+    fault("terminate", 1.99, 1.995, A, 1),
+]
+
+
+def test_a_good_history() -> None:
+    """Everything is counted, and nothing is wrong."""
+    report = judge(GOOD)
+    assert report.offences == []
+    assert report.terms == {"monotonic": True, "trusted_overlap_ms": 0.0}
+    assert report.slots == {"due": 3, "published": 1, "skipped": 2, "expired": 0, "duplicates": 0, "unaccounted": 0}
+    assert report.notifications == {"sent": 2, "handled": 2, "duplicates": 0, "lost": 0, "out_of_order": 0}
+    assert report.leader_only == {"sent": 1, "ran": 1, "ran_off_leader": 0, "overlaps": 0}
+    assert report.faults == {"terminate": 1}
+    assert report.failover_ms == {"terminate": {"median": 11.0, "max": 11.0, "n": 1}}
+    assert (report.workers_died, report.tasks_failed) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [*leads(2, A, 1.0, 2.0), *leads(1, B, 3.0, 4.0)],
+        [*leads(1, A, 1.0, 2.0), *leads(1, B, 3.0, 4.0)],
+        [fact("gained", 1.0, term=1, node=A)],
+    ],
+    ids=["falls", "stays", "is not in the ledger"],
+)
+def test_a_term_that_does_not_rise(facts: list[Fact]) -> None:
+    """In the order in which they were gained."""
+    report = judge(facts)
+    assert not report.terms["monotonic"]
+    assert not report.faultless
+
+
+def test_two_that_are_trusted_at_once() -> None:
+    """For as long as both were."""
+    report = judge(leads(1, A, 1.0, 2.0), leads(2, B, 1.9975, 3.0))
+    assert report.terms == {"monotonic": True, "trusted_overlap_ms": 2.5}
+    assert not report.faultless
+
+
+def test_a_slot_of_which_the_ledger_knows_nothing() -> None:
+    """Up to the last one that is accounted for."""
+    report = judge(entry(3.0), slot(1.0), ticks(1.0), slot(3.0), ticks(3.0))
+    assert (report.slots["due"], report.slots["unaccounted"]) == (3, 1)
+    assert report.offences == [f"slots, unaccounted: each of {iso(2.0)} is not in the ledger"]
+
+
+def test_a_slot_that_was_claimed_and_never_published() -> None:
+    """Unless it was claimed just now."""
+    report = judge(entry(2.0), slot(1.0, "claimed"), slot(2.0, "claimed", old=False))
+    assert (report.slots["due"], report.slots["unaccounted"]) == (1, 1)
+    assert len(report.offences) == 1
+
+
+def test_a_slot_that_counts_as_published_and_never_came() -> None:
+    """It is lost, unless the broker loses messages."""
+    assert judge(entry(1.0), slot(1.0)).slots["unaccounted"] == 1
+    report = judge(entry(1.0), slot(1.0), broker="valkey")
+    assert report.faultless
+    assert report.allowed == {"messages that Redis lost on the way": 1}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [slot(1.0), slot(1.0, "skipped"), *ticks(1.0)],
+        [slot(1.0), *ticks(1.0), *ticks(1.0, task_id="another", began=1.0)],
+        [slot(1.0), *ticks(1.0), *ticks(0.5)],
+        [slot(1.0), *ticks(1.0), *ticks(1.0, began=5.0, node=B)],
+    ],
+    ids=["in the ledger twice", "two task ids", "never claimed", "run twice"],
+)
+def test_a_slot_that_is_there_twice(facts: list[Fact]) -> None:
+    """In whatever way."""
+    report = judge(entry(1.0), facts)
+    assert report.slots["duplicates"] == 1
+    assert not report.faultless
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [fault("pg-crash", 4.0, 4.5)],
+        [fault("deaf", 1.0, 4.0, B, link="postgres")],
+        [fault("kill", 0.0, 0.1, A)],
+    ],
+    ids=["the database was away", "it was out of reach", "the first worker died"],
+)
+def test_a_run_that_nobody_could_know_to_be_the_second(facts: list[Fact]) -> None:
+    """That is not promised."""
+    report = judge(entry(1.0), slot(1.0), ticks(1.0), ticks(1.0, began=5.0, node=B), facts)
+    assert report.faultless
+    assert report.allowed == {"runs repeated while the database was away or the first worker died": 1}
+
+
+def test_a_run_again_after_one_that_died() -> None:
+    """That has to be."""
+    report = judge(entry(1.0), slot(1.0), ticks(1.0, ended=False), ticks(1.0, began=5.0, node=B))
+    assert report.faultless
+
+
+def test_a_notification_that_is_lost() -> None:
+    """Committed, and never run; the broker is no excuse once a worker had it."""
+    received = runs("chaos.handle", "o1", A, 1.0, None, key="k") + runs("chaos.witness", "o1", "w", 1.0, 1.0, key="k")
+    for broker in ("valkey", "rabbitmq"):
+        report = judge(order("o1", 1.0), received, broker=broker)
+        assert (report.notifications["sent"], report.notifications["handled"]) == (1, 0)
+        assert report.notifications["lost"] == 1
+    assert judge(order("o1", 1.0)).notifications["lost"] == 2
+    assert judge(order("o1", 1.0), broker="valkey").faultless
+
+
+def test_a_notification_that_nobody_committed() -> None:
+    """It must not be run."""
+    assert not judge(handled("o1", 1.0)).faultless
+
+
+def test_a_dead_letter() -> None:
+    """There is no reason for one."""
+    assert not judge(fact("dead letter", name="o1", error="no task")).faultless
+
+
+def test_a_notification_that_is_handled_twice() -> None:
+    """Though its worker could know."""
+    report = judge(order("o1", 1.0), handled("o1", 1.1), runs("chaos.handle", "o1", B, 1.5, 1.6, key="k"))
+    assert report.notifications["duplicates"] == 1
+    assert not report.faultless
+
+
+def test_a_raw_notification_that_is_dispatched_twice() -> None:
+    """It is at most once."""
+    heard = runs("chaos.hear", "m1", A, 1.0, 1.0) + runs("chaos.hear", "m1", A, 1.0, 1.0, id="another")
+    report = judge(sent("chaos.hear", "m1"), heard)
+    assert report.notifications["duplicates"] == 1
+
+
+def test_notifications_out_of_order() -> None:
+    """Within a key, if one was committed before the other was begun, and at their first delivery."""
+    late = [order("o1", 1.0), order("o2", 2.0), *handled("o2", 2.1), *handled("o1", 2.2)]
+    assert judge(late).notifications["out_of_order"] == 1
+    assert not judge(late).faultless
+    other_key = [order("o1", 1.0), order("o2", 2.0, key="x"), *handled("o2", 2.1, key="x"), *handled("o1", 2.2)]
+    assert judge(other_key).faultless
+    overlapping = [order("o1", 1.0), order("o2", 1.05), *handled("o2", 2.1), *handled("o1", 2.2)]
+    assert judge(overlapping).faultless
+    again = [*handled("o1", 1.1), *runs("chaos.witness", "o2", "w", 2.1, 2.1, key="k")]
+    again += [*runs("chaos.witness", "o1", "w", 2.2, 2.2, key="k"), *runs("chaos.handle", "o2", A, 2.1, 2.1, key="k")]
+    assert judge(order("o1", 1.0), order("o2", 2.0), again).faultless
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        led("l1", A, 5.0, 5.1, 1),
+        led("l1", A, 5.0, 5.1, 1, trusted=False),
+        led("l1", A, 3.5, 3.6, 2),
+    ],
+    ids=["a later term had begun", "it knew", "another node's term"],
+)
+def test_a_leader_only_task_off_the_leader(run: list[Fact]) -> None:
+    """Whatever it believes."""
+    report = judge(leads(1, A, 1.0, 2.0), leads(2, B, 3.0, 9.0), sent("chaos.lead", "l1"), run)
+    assert report.leader_only["ran_off_leader"] == 1
+    assert not report.faultless
+
+
+def test_a_leader_only_task_that_begins_as_trust_ends() -> None:
+    """Between the question and the first line of the task, anything may happen."""
+    report = judge(leads(1, A, 1.0, 2.0), sent("chaos.lead", "l1"), led("l1", A, 2.001, 2.1, 1, trusted=False))
+    assert report.faultless
+    assert report.allowed == {"leader-only runs that began as trust ended": 1}
+
+
+def test_leader_only_tasks_beside_each_other() -> None:
+    """Those of a leader that was shut down must have ended; others go on, if they are not killed."""
+    tasks = [sent("chaos.lead", "l1"), sent("chaos.lead", "l2")]
+    beside = [*led("l1", A, 1.9, 2.5, 1), *led("l2", B, 2.2, 2.3, 2), *leads(2, B, 2.1, 9.0)]
+    report = judge(leads(1, A, 1.0, 2.0, reason="stopped"), tasks, beside)
+    assert report.leader_only["overlaps"] == 1
+    assert not report.faultless
+    report = judge(leads(1, A, 1.0, 2.0, reason="the server has ended the session"), tasks, beside)
+    assert report.faultless
+    assert report.allowed == {"leader-only runs that went on when the lead was lost": 1}
+
+
+def test_a_leader_only_task_that_is_lost() -> None:
+    """It was taken, and never came to its end."""
+    report = judge(leads(1, A, 1.0, 2.0), sent("chaos.lead", "l1"), led("l1", A, 1.5, None, 1), broker="valkey")
+    assert (report.leader_only["sent"], report.leader_only["ran"]) == (1, 0)
+    assert not report.faultless
+
+
+def test_an_ordinary_task_that_is_lost_or_fails() -> None:
+    """No election is a reason for that."""
+    assert not judge(sent("chaos.work", "w1")).faultless
+    report = judge(fact("failed", task="chaos.work", id="w1", error="OperationalError()"))
+    assert report.tasks_failed == 1
+    assert not report.faultless
+
+
+@pytest.mark.parametrize("code", [1, None])
+def test_a_worker_that_dies(code: int | None) -> None:
+    """Or does not end when it is told to."""
+    report = judge(fact("died", node=A, code=code, error=None))
+    assert report.workers_died == 1
+    assert not report.faultless
+
+
+def test_a_worker_that_kombu_ends() -> None:
+    """When it loses Redis; with another broker it has no such excuse."""
+    died = fact("died", node=A, code=1, error=f"Unrecoverable error: {KOMBUS_OWN}")
+    assert judge(died, broker="valkey").faultless
+    assert not judge(died).faultless
+
+
+def test_what_does_not_recover() -> None:
+    """In the quiet time after the last fault."""
+    assert not judge(fact("stuck", why="nobody leads")).faultless
+    assert not check([fact("run", broker="valkey")]).faultless
+
+
+def test_failovers() -> None:
+    """From the fault to the next term; only of faults that befell a leader, and that cost it its lead."""
+    report = judge(
+        leads(1, A, 1.0, 2.0),
+        leads(2, B, 2.5, 3.0),
+        leads(3, A, 3.1, 9.0),
+        fault("kill", 2.0, 2.6, A, 1),
+        fault("kill", 3.0, 3.2, B, 2),
+        fault("deaf", 4.0, 5.0, A, 3, link="broker"),
+        fault("stop", 4.0, 5.0, B, None),
+        fault("clock", 6.0, 7.0, A, 3),
+    )
+    assert report.failover_ms == {"kill": {"median": 300.0, "max": 500.0, "n": 2}}
+    assert report.faults == {"kill": 2, "deaf": 1, "stop": 1, "clock": 1}
+
+
+def test_what_is_awaited() -> None:
+    """Everything of which a run has yet to come to its end; nobody waits for raw notifications."""
+    told = [
+        order("o1", 1.0),
+        sent("chaos.hear", "m1"),
+        sent("chaos.work", "w1"),
+        *runs("chaos.handle", "o1", A, 1.0, 1.1),
+        *runs("chaos.work", "w1", A, 1.0, None),
+    ]
+    assert awaited(told) == {("chaos.witness", "o1"), ("chaos.work", "w1")}
