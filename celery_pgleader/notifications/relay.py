@@ -26,8 +26,10 @@ from celery_pgleader.threads import Ending
 
 logger = get_logger(__name__)
 
-# How often it is looked for notifications that came without a wake-up.
+# How often it is looked for notifications that came without a wake-up; and for those of senders that were on the way
+# when the relay lay down, as long as there are such.
 POLL = 5.0
+FIRST_NAP, LONGEST_NAP = 0.01, 0.25
 GLANCE = 0.1
 MOST_ATTEMPTS = 5
 FIRST_REST, LONGEST_REST = 0.2, 10.0
@@ -122,6 +124,7 @@ class Round:
         # Above this id nothing was looked at yet.
         self._seen = 0
         self._pause = FIRST_REST
+        self._nap = FIRST_NAP
 
     def go_on(self, ended: threading.Event) -> None:
         """Dispatch what waits and what comes."""
@@ -135,8 +138,10 @@ class Round:
                 self._pause = min(LONGEST_REST, self._pause * 2)
                 continue
             self._pause = FIRST_REST
-            if not more:
-                self._wait(ended)
+            if more:
+                self._nap = FIRST_NAP
+            else:
+                self._sleep(ended)
 
     def turn(self) -> bool:
         """Dispatch a batch; tell whether there is more to do at once."""
@@ -270,12 +275,22 @@ class Round:
         self._mailbox.tried(letter, error)
         self._resting[letter.id] = letter, self._clock() + FIRST_REST * 2**letter.attempts
 
-    def _wait(self, ended: threading.Event) -> None:
+    def _sleep(self, ended: threading.Event) -> None:
         """Wait for a wake-up, the end of a rest, or the next look."""
-        until = min([self._clock() + POLL, *(rest_until for _, rest_until in self._resting.values())])
-        while not ended.is_set() and (left := until - self._clock()) > 0:
-            if self._mailbox.wait(min(GLANCE, left)):
-                return
+        now = self._clock()
+        until = min([now + POLL, *(rest_until for _, rest_until in self._resting.values())])
+        # Where senders follow one another closely, it is cheaper for all to look than to be woken.
+        if not self._mailbox.lie_down(lightly=self._nap > FIRST_NAP):
+            until = min(until, now + self._nap)
+            self._nap = min(LONGEST_NAP, self._nap * 2)
+        # What was committed before, and by somebody who saw nobody sleep, can be seen from here on.
+        resting = [letter for letter, _ in self._resting.values()]
+        if not (self._may_act() and self._mailbox.is_any_waiting(resting=resting)):
+            while not ended.is_set() and (left := until - self._clock()) > 0:
+                if self._mailbox.wait(min(GLANCE, left)):
+                    self._nap = FIRST_NAP
+                    break
+        self._mailbox.get_up()
 
 
 def _one_of_each_key(letters: Sequence[Letter]) -> list[list[Letter]]:

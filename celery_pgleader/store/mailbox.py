@@ -73,18 +73,14 @@ class Mailbox:
             Superseded: the term is over.
 
         """
-        rows = self._execute(
-            statements.WAITING,
-            channels=self._channels,
-            after=after,
-            alone=alone,
-            resting=[letter.id for letter in resting],
-            rest_channels=[letter.channel for letter in resting if letter.key is not None],
-            rest_keys=[letter.key for letter in resting if letter.key is not None],
-            limit=limit,
-            bytes=BATCH_BYTES,
-        )
+        awake = self._awake(resting)
+        rows = self._execute(statements.WAITING, **awake, after=after, alone=alone, limit=limit, bytes=BATCH_BYTES)
         return [Letter(*row) for row in rows]
+
+    def is_any_waiting(self, *, resting: Collection[Letter] = ()) -> bool:
+        """Tell whether `waiting` would return anything."""
+        found: bool = self._execute(statements.IS_ANY_WAITING, **self._awake(resting))[0][0]
+        return found
 
     def newest(self) -> int:
         """Return the highest id of those that wait."""
@@ -103,13 +99,35 @@ class Mailbox:
         """Make a notification a dead letter."""
         self._write(statements.BURY, id=letter.id, error=error)
 
+    def lie_down(self, *, lightly: bool) -> bool:
+        """Ask for wake-ups; tell whether all that is committed from now on, and not seen yet, will have one.
+
+        If not, a sender is on the way who may have found nobody asleep. Then only who sleeps `lightly` is woken by the
+        others, until it gets up; otherwise nobody is.
+        """
+        asleep: bool = self._execute(statements.LIE_DOWN, lightly=lightly)[0][0]
+        return asleep
+
+    def get_up(self) -> None:
+        """Have senders spare their wake-ups."""
+        self._execute(statements.GET_UP)
+
     def wait(self, seconds: float) -> bool:
         """Wait for a wake-up, for `seconds` at most; tell whether there was one."""
-        return any(True for _ in self._session.notifies(timeout=seconds, stop_after=1))
+        # All that have come: a second one would be for nothing.
+        return bool(list(self._session.notifies(timeout=seconds, stop_after=1)))
 
     def close(self) -> None:
         """End the session."""
         self._session.close()
+
+    def _awake(self, resting: Collection[Letter]) -> dict[str, Any]:
+        return {
+            "channels": self._channels,
+            "resting": [letter.id for letter in resting],
+            "rest_channels": [letter.channel for letter in resting if letter.key is not None],
+            "rest_keys": [letter.key for letter in resting if letter.key is not None],
+        }
 
     def _write(self, statement: str, **parameters: Any) -> None:
         if not self._execute(statement, **parameters):

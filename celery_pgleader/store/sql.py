@@ -275,18 +275,25 @@ returning 1
 # Durable notifications: written by whoever sends them, in their own transaction.
 NOTIFY = "select pgleader.notify(%(channel)s, %(payload)s::jsonb, %(key)s)"
 
-# The notifications that wait, oldest first, after some id; so many, and so many bytes, at most. Left out are those
-# whose key rests after a failure, and with `alone` those behind an older one with the same key.
+# Those whose channels have a route here, but for what rests after a failure, and all that has the same key.
+_AWAKE = """
+       n.channel = any(%(channels)s) and n.id <> all(%(resting)s)
+   and (n.key is null
+        or (n.channel, n.key) not in (select * from unnest(%(rest_channels)s::text[], %(rest_keys)s::text[])))
+"""
+
+# The notifications that wait, oldest first, after some id; so many, and so many bytes, at most. With `alone`, those
+# behind an older one with the same key are left out.
 WAITING = (
     _FENCE
     + """
 select id, uid, channel, key, payload, attempts
   from (select n.*, sum(pg_column_size(n.payload)) over (order by n.id) - pg_column_size(n.payload) as before
           from (select n.* from pgleader.notifications n, fence
-                 where n.channel = any(%(channels)s) and n.id > %(after)s and n.id <> all(%(resting)s)
-                   and (n.key is null
-                        or (n.channel, n.key) not in (select * from unnest(%(rest_channels)s::text[],
-                                                                           %(rest_keys)s::text[])))
+                 where """
+    + _AWAKE
+    + """
+                   and n.id > %(after)s
                    and (n.key is null or not %(alone)s
                         or not exists (select from pgleader.notifications o
                                         where o.channel = n.channel and o.key = n.key and o.id < n.id))
@@ -294,6 +301,15 @@ select id, uid, channel, key, payload, attempts
  where before < %(bytes)s
  order by id
 """
+)
+
+# Without a lock, since it is asked often.
+IS_ANY_WAITING = (
+    """
+select exists (select from pgleader.elections where election = %(election)s and term = %(term)s)
+   and exists (select from pgleader.notifications n where"""
+    + _AWAKE
+    + ")"
 )
 
 NEWEST = "select coalesce(max(id), 0) from pgleader.notifications"
@@ -330,6 +346,15 @@ select 1 from fence
 )
 
 LISTEN = "listen pgleader"
+
+# See `pgleader.notify`, and docs/adr/0012-sleep.md. True if no sender is on the way who may have seen nobody sleep.
+LIE_DOWN = """
+select case when not pg_try_advisory_lock_shared(1885826128, 0) then false
+            when pg_try_advisory_lock(1885826128, 1) then pg_advisory_unlock(1885826128, 1)
+            when %(lightly)s then false
+            else not pg_advisory_unlock_shared(1885826128, 0) end
+"""
+GET_UP = "select pg_advisory_unlock_all()"
 
 # Each time that a node asks for a place: what it says of itself, and what it is told.
 ANNOUNCE = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 from uuid import UUID, uuid5
@@ -14,7 +14,7 @@ from celery import Celery
 from celery_pgleader import Leadership, Term
 from celery_pgleader.channels import Route
 from celery_pgleader.notifications.courier import BrokerAway, Courier, Cut, NotTaken, Refused
-from celery_pgleader.notifications.relay import FIRST_REST, MOST_ATTEMPTS, REFUSED_REST, Round
+from celery_pgleader.notifications.relay import FIRST_REST, GLANCE, MOST_ATTEMPTS, POLL, REFUSED_REST, Round
 from celery_pgleader.store import Letter, Mailbox
 
 TERM = Term(7, "shop", "a", 11)
@@ -28,6 +28,10 @@ class MemoryMailbox(Mailbox):
         """Begin with some."""
         self.letters = list(letters)
         self.dead: list[tuple[int, str]] = []
+        # For a relay that lies down: whether nobody is on the way, and what happens in each wait.
+        self.is_quiet = True
+        self.nights: list[Callable[[], bool]] = []
+        self.diary: list[str] = []
 
     def waiting(
         self, *, after: int = 0, alone: bool = False, resting: Collection[Letter] = (), limit: int = 3
@@ -45,6 +49,20 @@ class MemoryMailbox(Mailbox):
                 if letter.key is None or not any(o.id < letter.id and o.key == letter.key for o in self.letters)
             ]
         return found[:limit]
+
+    def is_any_waiting(self, *, resting: Collection[Letter] = ()) -> bool:
+        return bool(self.waiting(resting=resting))
+
+    def lie_down(self, *, lightly: bool) -> bool:
+        self.diary.append("sleep" if self.is_quiet else "light sleep" if lightly else "up")
+        return self.is_quiet
+
+    def get_up(self) -> None:
+        self.diary.append("got up")
+
+    def wait(self, seconds: float) -> bool:
+        self.diary.append(f"{seconds:.2f} s")
+        return self.nights.pop(0)()
 
     def newest(self) -> int:
         return max((letter.id for letter in self.letters), default=0)
@@ -258,6 +276,116 @@ def test_task_ids_are_made_of_the_notification_and_the_task() -> None:
     desk.task.apply_async = lambda *_, task_id, **__: seen.append(task_id)
     desk.turn()
     assert seen == [str(uuid5(UID, "shop.on_order"))]
+
+
+class Nights:
+    """What happens to a relay while it waits, and what it does."""
+
+    def __init__(self, *letters: Letter) -> None:
+        """Begin with letters."""
+        self.desk = Desk(*letters)
+        self._ended = threading.Event()
+
+    def told(self, *nights: Callable[[], bool]) -> list[str]:
+        """Let these happen, one in each wait, and the end in the last; return what the relay did."""
+        self.desk.mailbox.nights = [*nights, self._end]
+        self.desk.round.go_on(self._ended)
+        return self.desk.mailbox.diary
+
+    def pass_by(self, seconds: float = GLANCE) -> Callable[[], bool]:
+        """Have time go by."""
+
+        def night() -> bool:
+            self.desk.now += seconds
+            return False
+
+        return night
+
+    def _end(self) -> bool:
+        self._ended.set()
+        return False
+
+
+def test_with_nothing_to_do_it_sleeps() -> None:
+    """Until it is woken; then it is up while it works."""
+    nights = Nights(make(1))
+
+    def wake() -> bool:
+        nights.desk.mailbox.letters.append(make(2))
+        return True
+
+    assert nights.told(nights.pass_by(), wake) == ["sleep", "0.10 s", "0.10 s", "got up", "sleep", "0.10 s", "got up"]
+    assert nights.desk.courier.taken == [1, 2]
+
+
+def test_it_looks_again_without_a_wake_up() -> None:
+    """After a while."""
+    nights = Nights()
+    assert nights.told(nights.pass_by(POLL)) == ["sleep", "0.10 s", "got up", "sleep", "0.10 s", "got up"]
+
+
+def test_it_looks_when_a_rest_is_over() -> None:
+    """And not before."""
+    nights = Nights(make(1, payload='"bad"'))
+    diary = nights.told(nights.pass_by(FIRST_REST - 0.02), nights.pass_by(0.03))
+    assert diary == ["sleep", "0.10 s", "0.02 s", "got up", "sleep", "0.10 s", "got up"]
+    assert nights.desk.courier.taken == [1], "as it can be sent now"
+
+
+def test_it_does_not_sleep_while_senders_are_on_the_way() -> None:
+    """It looks again soon, then less and less often; and those who come after the first look may wake it."""
+    nights = Nights()
+    nights.desk.mailbox.is_quiet = False
+    diary = nights.told(*[nights.pass_by()] * 4, nights.pass_by(0.2), nights.pass_by(0.2))
+    assert [what for what in diary if what != "got up"] == [
+        *("up", "0.01 s"),
+        *("light sleep", "0.02 s"),
+        *("light sleep", "0.04 s"),
+        *("light sleep", "0.08 s"),
+        *("light sleep", "0.10 s"),
+        *("light sleep", "0.10 s", "0.05 s"),
+    ]
+
+
+def test_who_may_not_act_sleeps() -> None:
+    """Whatever waits."""
+    nights = Nights(make(1))
+    nights.desk.may_act = False
+    assert nights.told() == ["sleep", "0.10 s", "got up"]
+    assert nights.desk.courier.taken == []
+
+
+def test_what_came_before_it_lay_down_is_seen() -> None:
+    """Nobody wakes it for that."""
+    nights = Nights()
+    mailbox = nights.desk.mailbox
+    original = mailbox.lie_down
+
+    def lie_down(*, lightly: bool) -> bool:
+        if not nights.desk.courier.taken:
+            mailbox.letters.append(make(1))
+        return original(lightly=lightly)
+
+    mailbox.lie_down = lie_down  # type: ignore[method-assign]  # a sender who was on the way
+    assert nights.told() == ["sleep", "got up", "sleep", "0.10 s", "got up"]
+    assert nights.desk.courier.taken == [1]
+
+
+@pytest.mark.parametrize("woken", [True, False])
+def test_where_senders_follow_one_another_it_looks_first(woken: bool) -> None:  # noqa: FBT001 - of a test
+    """When it was woken, or has found something, the next look is one without sleep again."""
+    nights = Nights()
+    mailbox = nights.desk.mailbox
+    mailbox.is_quiet = False
+
+    def come() -> bool:
+        if not woken:
+            nights.desk.now += GLANCE
+            mailbox.letters.append(make(1))
+        return woken
+
+    diary = nights.told(nights.pass_by(), come)
+    assert [what for what in diary if what != "got up"] == ["up", "0.01 s", "light sleep", "0.02 s", "up", "0.01 s"]
 
 
 def _ended() -> threading.Event:

@@ -30,14 +30,23 @@ create table pgleader.dead_letters (
     died_at  timestamptz not null default clock_timestamp()
 );
 
--- Write a notification, and wake the leader when the transaction commits. Equal wake-ups of one transaction are one.
--- A NOTIFY makes committing transactions wait for each other; with `set pgleader.wake = off`, for a session, a role or
--- the whole database, it is left out, and the leader sees the row when it next looks.
+-- Write a notification, and wake the leader when the transaction commits, if it sleeps. A NOTIFY makes committing
+-- transactions wait for each other, so none is sent to a leader that is up: it looks by itself. Nobody waits for a lock
+-- here. The advisory locks are 1885826128, 1, shared by all whose notification is on its way, up to the end of their
+-- transaction; and 1885826128, 0, shared by the relays that sleep. Whoever can have the second one alone, for a moment,
+-- knows that nobody sleeps, and a relay that lies down sees from the first that this one is still on the way. It is given
+-- back in the same expression, within which nothing can be cancelled.
+-- With `set pgleader.wake = off`, for a session, a role or the whole database, there is neither NOTIFY nor lock, and the
+-- leader sees the row when it next looks.
 create function pgleader.notify(channel text, payload jsonb, key text default null) returns void
-language plpgsql as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     insert into pgleader.notifications (channel, key, payload) values (channel, key, payload);
-    if coalesce(current_setting('pgleader.wake', true), '') <> 'off' then
+    if (case when current_setting('pgleader.wake', true) = 'off' then false
+             when not pg_try_advisory_xact_lock_shared(1885826128, 1) then true
+             when pg_try_advisory_lock(1885826128, 0) then not pg_advisory_unlock(1885826128, 0)
+             else true end)
+    then
         perform pg_notify('pgleader', '');
     end if;
 end
