@@ -347,7 +347,7 @@ select 1 from fence
 
 LISTEN = "listen pgleader"
 
-# See `pgleader.notify`, and docs/adr/0012-sleep.md. True if no sender is on the way who may have seen nobody sleep.
+# See `pgleader.notify`, and docs/adr/0013-sleep.md. True if no sender is on the way who may have seen nobody sleep.
 LIE_DOWN = """
 select case when not pg_try_advisory_lock_shared(1885826128, 0) then false
             when pg_try_advisory_lock(1885826128, 1) then pg_advisory_unlock(1885826128, 1)
