@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from example_app.servers import EmbeddedPostgres
 from tests.support.eventually import eventually
@@ -363,6 +365,12 @@ def test_a_scheduler_that_fails_is_tried_again(on_valkey: Workers) -> None:
     assert "pgleader: the beat failed in term" in worker.log.read_text()
 
 
+def connections(process: psutil.Process, database: str) -> list[Any]:
+    """Return a process's connections with Postgres."""
+    port = int(str(conninfo_to_dict(database)["port"]))
+    return [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == port]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_incident_15_a_reforked_child_keeps_no_session_alive(on_valkey: Workers, database: str) -> None:
     """Pool children forked again after the election began hold none of its sockets."""
@@ -371,18 +379,35 @@ def test_incident_15_a_reforked_child_keeps_no_session_alive(on_valkey: Workers,
     for number in range(8):
         on_valkey.send("slow", 0)
         on_valkey.await_fact("slow ended", more_than=number)
-    port = int(database.rpartition(":")[2].partition("/")[0])
-    import psutil
-
     parent = psutil.Process(worker.process.pid)
-    assert [c for c in parent.net_connections("tcp") if c.raddr and c.raddr.port == port]
+    assert connections(parent, database)
+    # One that was forked this very moment may not have closed its copy yet.
+    eventually(lambda: not any(connections(child, database) for child in parent.children()), timeout=PATIENCE)
 
-    def children_hold_none() -> bool:
-        # One that was forked this very moment may not have closed its copy yet.
-        held = [c for child in parent.children() for c in child.net_connections("tcp") if c.raddr]
-        return not [c for c in held if c.raddr.port == port]
 
-    eventually(children_hold_none, timeout=PATIENCE)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_pool_that_grows_shrinks_and_replaces_its_children_under_load(on_valkey: Workers, database: str) -> None:
+    """No task is lost, the lead stays where it is, no child holds a session; and `kill -9` still moves it at once."""
+    options = ("--autoscale", "8,1", "--max-tasks-per-child", "5")
+    leader = on_valkey.start("a", *options)
+    on_valkey.await_leader()
+    other = on_valkey.start("b", *options)
+    on_valkey.await_successors(1)
+    tasks = 200
+    for _ in range(tasks):
+        on_valkey.send("slow", 0.05)
+    eventually(lambda: len(on_valkey.facts("slow ended")) >= tasks, timeout=PATIENCE)
+    assert len(on_valkey.facts("slow ended")) == tasks
+    # So many processes have run so few tasks each that children were replaced all the while.
+    assert len({fact["pid"] for fact in on_valkey.facts("slow ended")}) > tasks / 5 / 2
+    assert [fact["node"] for fact in on_valkey.facts("gained")] == [leader.node]
+    assert not on_valkey.facts("lost")
+    for worker in (leader, other):
+        assert worker.process.poll() is None
+        parent = psutil.Process(worker.process.pid)
+        eventually(lambda p=parent: not any(connections(c, database) for c in p.children()), timeout=PATIENCE)  # type: ignore[misc]
+    leader.send(signal.SIGKILL)
+    on_valkey.await_fact("gained", node=other.node)
 
 
 def test_the_plugin_is_light() -> None:
