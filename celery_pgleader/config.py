@@ -204,7 +204,23 @@ def _read_database_url(setting: str, value: object) -> str:
             f"{setting} (value hidden): must be a libpq URL, such as postgresql://user@host/dbname,"
             " or a keyword string, such as host=db dbname=shop"
         ) from None
+    if _is_torn(value):
+        raise ConfigurationError(
+            f"{setting} (value hidden): in a URL, write an @ of a password as %40, and a / as %2F, or what follows is"
+            " taken for the host"
+        )
     return value
+
+
+def _is_torn(url: str) -> bool:
+    """Tell whether a part of what should be the password of a URL would be read, and shown, as something else."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"postgresql", "postgres"}:
+        return False
+    # As libpq reads it: what is before the first @, if no / is before that.
+    has_credentials = "@" in rest.partition("/")[0]
+    others = rest.partition("@")[2] if has_credentials else rest
+    return "@" in others.partition("?")[0]
 
 
 def _read_election(setting: str, value: object) -> str:

@@ -34,6 +34,15 @@ class LeadershipLost(PgLeaderError):
     """This node does not lead the term any more under which the task was begun."""
 
 
+LONGEST_VALUE = 200
+
+
 def refused(setting: str, value: object, rule: str) -> ConfigurationError:
     """Return the error that says, in one line, which setting has which value, and the rule that it breaks."""
-    return ConfigurationError(f"{setting} = {value!r}: {rule}")
+    return ConfigurationError(f"{setting} = {shown(value)}: {rule}")
+
+
+def shown(value: object) -> str:
+    """Return a value as it is written in Python, in one line, cut if it is long."""
+    text = " ".join(repr(value).splitlines())
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."

@@ -174,8 +174,11 @@ def open_session(
 
 
 def _connect(conninfo: str) -> Session:
-    # No prepared statements: they would be of use to none of the few statements that are ever sent.
-    session = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
+    try:
+        # No prepared statements: they would be of use to none of the few statements that are ever sent.
+        session = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except UnicodeError as error:
+        raise psycopg.OperationalError(f"the host's name cannot be looked up: {error}") from None
     session.add_notice_handler(session.hear)
     _sessions.add(session)
     return session

@@ -11,7 +11,7 @@ from celery import Celery
 
 from celery_pgleader.channels import Route, check_channel
 from celery_pgleader.config import LIBPQ_ENVIRONMENT, Config, election_of
-from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.errors import ConfigurationError, shown
 
 URL = "postgresql://app:s3cret@db.example/shop"
 
@@ -76,7 +76,17 @@ def test_a_missing_url_is_refused() -> None:
         Config.from_app(app())
 
 
-@pytest.mark.parametrize("url", ["postgresql://app:s3cret@[db/shop", "host=db s3cret", "s3cret\ud800", 42])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:s3cret@[db/shop",
+        "postgresql://app:p@s3cret@db/shop",
+        "postgres://app:12/s3cret@db/shop",
+        "host=db s3cret",
+        "s3cret\ud800",
+        42,
+    ],
+)
 def test_a_bad_url_is_refused_without_being_shown(url: object) -> None:
     """It may hold the password."""
     message = refusal(database_url=url)
@@ -91,6 +101,15 @@ def test_no_secret_is_shown() -> None:
     assert config.database == "shop on db.example"
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://app:p%40ss%2F@db/shop", "postgresql://db/shop?user=app@corp", "host=db dbname=a@b password=/@"],
+)
+def test_what_only_looks_like_a_bad_url_is_taken(url: str) -> None:
+    """An @ has its places."""
+    assert Config(database_url=url)
+
+
 def test_several_hosts() -> None:
     """Libpq's own way to name a primary and its standbys."""
     config = Config(database_url="postgresql://a,b/shop?target_session_attrs=read-write")
@@ -101,7 +120,7 @@ def test_several_hosts() -> None:
 def test_a_bad_ttl_is_refused(value: object) -> None:
     """The message names the setting, the value and the rule."""
     message = refusal(ttl=value)
-    assert message.startswith(f"pgleader_ttl = {value!r}: must be a number of seconds from 1 to 86400")
+    assert message.startswith(f"pgleader_ttl = {shown(value)}: must be a number of seconds from 1 to 86400")
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, "many", 1.5, True])
