@@ -17,6 +17,7 @@ from celery_pgleader.beat.scheduler import bind
 from celery_pgleader.beat.slot_keeper import LedgerAway, SlotKeeper, TermOver
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
+from celery_pgleader.errors import refused
 from celery_pgleader.store import Ledger, Outcome
 from celery_pgleader.threads import Ending
 
@@ -238,7 +239,15 @@ class TermBeat:
 
 
 def scheduler_class(scheduler: Any) -> type[Scheduler]:
-    """Return the class that `beat_scheduler` stands for: a class, its dotted name, or a registered alias."""
+    """Return the class that `beat_scheduler` stands for: a class, its dotted name, or a registered alias.
+
+    Raises:
+        ConfigurationError: there is none.
+
+    """
     aliases: dict[str, str] = dict(load_extension_class_names("celery.beat_schedulers"))  # type: ignore[arg-type]  # the stubs err
-    found: type[Scheduler] = symbol_by_name(scheduler, aliases=aliases)
+    try:
+        found: type[Scheduler] = symbol_by_name(scheduler, aliases=aliases)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise refused("beat_scheduler", scheduler, f"cannot be imported: {error}") from error
     return found

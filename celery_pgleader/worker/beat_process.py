@@ -8,9 +8,12 @@ from typing import Any
 
 from celery.beat import PersistentScheduler, Scheduler
 
+from celery_pgleader.beat.entries import check_entries
 from celery_pgleader.beat.leader_beat import scheduler_class
 from celery_pgleader.config import Config
+from celery_pgleader.errors import ConfigurationError
 from celery_pgleader.worker.candidate import Candidate
+from celery_pgleader.worker.refusal import Refused
 
 # How often Celery's loop is let turn; all the work is done in threads.
 TURN = 1.0
@@ -32,7 +35,12 @@ class PgLeaderScheduler(Scheduler):
 
         """
         self._schedule_filename = schedule_filename
-        self._config = Config.from_app(app)
+        try:
+            self._inner = self._scheduler_of(app)
+            check_entries(app.conf.beat_schedule, self._inner)
+            self._config = Config.from_app(app)
+        except ConfigurationError as error:
+            raise Refused(str(error)) from error
         super().__init__(app, *args, **kwargs)
 
     def setup_schedule(self) -> None:
@@ -41,10 +49,8 @@ class PgLeaderScheduler(Scheduler):
     def tick(self, *_: Any, **__: Any) -> float:
         """Begin to stand, the first time."""
         if self._candidate is None:
-            wanted = scheduler_class(self.app.conf.beat_scheduler)
-            inner = PersistentScheduler if issubclass(wanted, PgLeaderScheduler) else wanted
             node = f"beat-{os.getpid()}@{socket.gethostname()}"
-            self._candidate = Candidate(self.app, node, self._config, inner, self._schedule_filename)
+            self._candidate = Candidate(self.app, node, self._config, self._inner, self._schedule_filename)
             self._candidate.start()
         return TURN
 
@@ -57,6 +63,11 @@ class PgLeaderScheduler(Scheduler):
         if candidate is not None:
             candidate.stop()
         super().close()
+
+    @staticmethod
+    def _scheduler_of(app: Any) -> type[Scheduler]:
+        wanted = scheduler_class(app.conf.beat_scheduler)
+        return PersistentScheduler if issubclass(wanted, PgLeaderScheduler) else wanted
 
     @property
     def info(self) -> str:

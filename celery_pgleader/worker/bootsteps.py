@@ -9,23 +9,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import click
 from celery import bootsteps
 from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
 
 from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.worker.refusal import Refused
 
 logger = get_logger(__name__)
 
 OPTION_PREFIX = "pgleader_"
-
-
-class WorkerRefused(click.ClickException, ConfigurationError):
-    """The worker cannot take part as it was asked to.
-
-    On the command line Click shows it as one line; a program that builds a worker gets a `ConfigurationError`.
-    """
 
 
 class ElectionStep(bootsteps.StartStopStep):
@@ -42,6 +35,7 @@ class ElectionStep(bootsteps.StartStopStep):
         self.enabled = getattr(worker.app, "pgleader", None) is not None if pgleader is None else pgleader
         if self.enabled:
             self._config = self._read_config(worker, beat=beat, options=options)
+            self._check_schedule(worker)
             # Pool children and LeaderOnlyTask must know of an election that was named on the command line.
             os.environ["PGLEADER_ELECTION"] = self._config.election
             self._guard(worker, self._config)
@@ -97,7 +91,7 @@ class ElectionStep(bootsteps.StartStopStep):
         if app.conf.get("pgleader_schedule") or app.conf.get("pgleader_channels"):
             try:
                 self._guard(worker, self._read_config(worker, beat=False, options={}))
-            except WorkerRefused as error:
+            except Refused as error:
                 # It takes no part, so it need not be able to.
                 logger.warning("pgleader: this worker cannot tell what runs or ran elsewhere: %s", error.message)
 
@@ -106,21 +100,25 @@ class ElectionStep(bootsteps.StartStopStep):
 
         RunGuard(config, worker.hostname).install(worker.app)
 
+    def _check_schedule(self, worker: Any) -> None:
+        from celery_pgleader.beat.entries import check_entries  # noqa: PLC0415 - psycopg only where it is used
+        from celery_pgleader.beat.leader_beat import scheduler_class  # noqa: PLC0415
+
+        try:
+            check_entries(worker.app.conf.beat_schedule, scheduler_class(worker.scheduler))
+        except ConfigurationError as error:
+            raise Refused(str(error)) from error
+
     def _read_config(self, worker: Any, *, beat: bool, options: dict[str, Any]) -> Any:
-        from celery_pgleader.beat.leader_beat import scheduler_class  # noqa: PLC0415 - psycopg only where it is used
-        from celery_pgleader.config import Config  # noqa: PLC0415
+        from celery_pgleader.config import Config  # noqa: PLC0415 - psycopg only where it is used
 
         if beat:
-            raise WorkerRefused("--pgleader takes the place of -B (--beat): the leader runs the schedule; drop -B")
-        try:
-            scheduler_class(worker.scheduler)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise WorkerRefused(f"beat_scheduler = {worker.scheduler!r}: cannot be imported: {error}") from error
+            raise Refused("--pgleader takes the place of -B (--beat): the leader runs the schedule; drop -B")
         given = {k.removeprefix(OPTION_PREFIX): v for k, v in options.items() if k.startswith(OPTION_PREFIX)}
         try:
             return Config.from_app(worker.app, given)
         except ConfigurationError as error:
-            raise WorkerRefused(str(error)) from error
+            raise Refused(str(error)) from error
 
 
 class LeaderQueueStep(bootsteps.StartStopStep):

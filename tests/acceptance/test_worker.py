@@ -253,6 +253,20 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert refused(on_valkey, *options, **environment) == message
 
 
+def test_an_entry_that_cannot_work_is_refused_in_one_line(on_valkey: Workers) -> None:
+    """By workers and by beat processes; a worker that takes no part does not mind."""
+    entry = {"task": "proj.tick", "schedule": "daily"}
+    code = f"import tests.acceptance.proj as p; app = p.app; app.conf.beat_schedule = {{'report': {entry!r}}}"
+    on_valkey.write("with_entry", code)
+    rule = "must be a number of seconds, a timedelta, or a schedule such as crontab()"
+    for command in (["worker", "--pgleader"], ["beat", "-S", "pgleader", "--pidfile", ""]):
+        result = celery(on_valkey, "-A", "with_entry", *command)
+        assert result.returncode == 1, result
+        assert f"Error: beat_schedule['report']['schedule'] = 'daily': {rule}\n" in result.stderr
+        assert "Traceback" not in result.stderr
+    on_valkey.start("a", app="with_entry", pgleader=False)
+
+
 def test_incident_14_no_password_is_shown(on_valkey: Workers, database: str) -> None:
     """Neither by `celery report`, `inspect conf`, `inspect stats`, the status command nor the log."""
     url = make_conninfo(database, password=PASSWORD)

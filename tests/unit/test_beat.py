@@ -24,6 +24,7 @@ from celery_pgleader.beat.scheduler import BATCH, REFUSED_PAUSE, bind
 from celery_pgleader.beat.slot_keeper import LedgerAway, SlotKeeper, TermOver
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
+from celery_pgleader.errors import ConfigurationError
 from celery_pgleader.slot import HEADER
 from celery_pgleader.store import Claimed, Outcome, Superseded
 from celery_pgleader.threads import Ending
@@ -635,5 +636,5 @@ def test_how_a_scheduler_may_be_named() -> None:
     assert scheduler_class("celery.beat:Scheduler") is Scheduler
     assert scheduler_class("celery.beat.PersistentScheduler") is PersistentScheduler
     assert scheduler_class("pgleader").__name__ == "PgLeaderScheduler"
-    with pytest.raises(ImportError):
+    with pytest.raises(ConfigurationError, match=r"^beat_scheduler = 'nowhere:Scheduler': cannot be imported: "):
         scheduler_class("nowhere:Scheduler")
