@@ -57,7 +57,10 @@ def make_app(broker: str) -> Any:
     )
     app.conf.broker_transport_options = (
         # Without it, what is sent while the broker stops is lost unseen.
-        {"confirm_publish": True} if broker.startswith("amqp") else {"visibility_timeout": 20.0}
+        {"confirm_publish": True}
+        if broker.startswith("amqp")
+        # What a worker had that died is wanted back before the run is over.
+        else {"visibility_timeout": 15.0, "unacked_restore_interval": 5.0, "unacked_restore_throttle": 1}
     )
     return app
 

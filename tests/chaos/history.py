@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class History:
 
     def __init__(self, path: Path) -> None:
         """Begin at the beginning."""
-        self.facts: list[Fact] = []
+        self._facts: list[Fact] = []
+        self._by_kind: dict[str, list[Fact]] = defaultdict(list)
         self._path = path
         self._read = 0
 
@@ -44,9 +46,13 @@ class History:
             text, _, _ = file.read().rpartition(b"\n")
         if text:
             self._read += len(text) + 1
-            self.facts += [json.loads(line) for line in text.split(b"\n")]
-        return self.facts
+            for line in text.split(b"\n"):
+                fact = json.loads(line)
+                self._facts.append(fact)
+                self._by_kind[fact["what"]].append(fact)
+        return self._facts
 
     def of(self, what: str) -> list[Fact]:
         """Return all facts of a kind, in order."""
-        return [fact for fact in self.catch_up() if fact["what"] == what]
+        self.catch_up()
+        return self._by_kind[what]

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.check import KOMBUS_OWN, Report, awaited, check
+from tests.chaos.check import check
+from tests.chaos.check.report import Report
+from tests.chaos.check.story import LOST_ON_THE_WAY, UNKNOWN
+from tests.chaos.check.workers import KOMBUS_OWN
+from tests.chaos.driver import awaited
 from tests.chaos.history import Fact
 
 A, B = "a@chaos", "b@chaos"
@@ -145,7 +149,7 @@ def test_a_slot_of_which_the_ledger_knows_nothing() -> None:
     """Up to the last one that is accounted for."""
     report = judge(entry(3.0), slot(1.0), ticks(1.0), slot(3.0), ticks(3.0))
     assert (report.slots["due"], report.slots["unaccounted"]) == (3, 1)
-    assert report.offences == [f"slots, unaccounted: each of {iso(2.0)} is not in the ledger"]
+    assert report.offences == [f"slots: each of {iso(2.0)} is not in the ledger"]
 
 
 def test_a_slot_that_was_claimed_and_never_published() -> None:
@@ -160,7 +164,7 @@ def test_a_slot_that_counts_as_published_and_never_came() -> None:
     assert judge(entry(1.0), slot(1.0)).slots["unaccounted"] == 1
     report = judge(entry(1.0), slot(1.0), broker="valkey")
     assert report.faultless
-    assert report.allowed == {"messages that Redis lost on the way": 1}
+    assert report.allowed == {LOST_ON_THE_WAY: 1}
 
 
 @pytest.mark.parametrize(
@@ -193,13 +197,26 @@ def test_a_run_that_nobody_could_know_to_be_the_second(facts: list[Fact]) -> Non
     """That is not promised."""
     report = judge(entry(1.0), slot(1.0), ticks(1.0), ticks(1.0, began=5.0, node=B), facts)
     assert report.faultless
-    assert report.allowed == {"runs repeated while the database was away or the first worker died": 1}
+    assert report.allowed == {UNKNOWN: 1}
 
 
 def test_a_run_again_after_one_that_died() -> None:
     """That has to be."""
     report = judge(entry(1.0), slot(1.0), ticks(1.0, ended=False), ticks(1.0, began=5.0, node=B))
     assert report.faultless
+
+
+def test_runs_of_one_entry_beside_each_other() -> None:
+    """Where its policy is against it, and the workers could know."""
+    first = runs("chaos.tick", "", A, 1.0, 2.0, id="1", entry="single", slot=iso(1.0))
+    second = runs("chaos.tick", "", B, 1.5, 2.5, id="2", entry="single", slot=iso(2.0))
+    assert len(judge(first, second).offences) == 1
+    assert judge(first, second, fault("pg-restart", 1.1, 1.3)).allowed == {UNKNOWN: 1}
+    after = runs("chaos.tick", "", B, 2.5, 2.6, id="2", entry="single", slot=iso(2.0))
+    assert judge(first, after).faultless
+    killed = runs("chaos.tick", "", A, 1.0, None, id="1", entry="single", slot=iso(1.0))
+    assert judge(killed, second, fault("kill", 1.2, 1.2, A)).faultless
+    assert judge(killed, second, fact("died", 1.9, node=A, code=1, error=KOMBUS_OWN), broker="valkey").faultless
 
 
 def test_a_notification_that_is_lost() -> None:
@@ -284,6 +301,8 @@ def test_leader_only_tasks_beside_each_other() -> None:
     report = judge(leads(1, A, 1.0, 2.0, reason="the server has ended the session"), tasks, beside)
     assert report.faultless
     assert report.allowed == {"leader-only runs that went on when the lead was lost": 1}
+    crashed = fact("died", 3.0, node=A, code=1, error=KOMBUS_OWN)
+    assert judge(leads(1, A, 1.0, 2.0, reason="stopped"), tasks, beside, crashed, broker="valkey").faultless
 
 
 def test_a_leader_only_task_that_is_lost() -> None:

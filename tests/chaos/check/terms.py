@@ -1,0 +1,38 @@
+"""Terms rise, and no two nodes trust that they lead at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import combinations, pairwise
+
+from tests.chaos.check.report import Report
+from tests.chaos.check.story import Story
+
+Window = tuple[float, float]
+
+
+def check(story: Story, report: Report) -> None:
+    """Look at the numbers, and at the windows of trust."""
+    ledger = {fact["term"]: fact for fact in story.of("ledger term")}
+    gained = [(fact["term"], fact["node"]) for fact in story.gained]
+    instants = [fact["gained_at"] for _, fact in sorted(ledger.items())]
+    rising = all(before < after for (before, _), (after, _) in pairwise(gained))
+    known = all(term in ledger and ledger[term]["node"] == node for term, node in gained)
+    report.terms["monotonic"] = rising and known and instants == sorted(instants)
+    if not report.terms["monotonic"]:
+        report.offences.append(f"terms: gained {gained}, in the ledger {ledger}")
+    windows: dict[int, list[Window]] = defaultdict(list)
+    for fact in story.of("trusted"):
+        windows[fact["term"]].append((fact["since"], fact["until"]))
+    for term, later in combinations(sorted(windows), 2):
+        seconds = _overlap(windows[term], windows[later])
+        if seconds > 0:
+            milliseconds = round(seconds * 1000, 1)
+            report.terms["trusted_overlap_ms"] = max(report.terms["trusted_overlap_ms"], milliseconds)
+            report.offences.append(f"trust: terms {term} and {later} were trusted at once for {milliseconds} ms")
+
+
+def _overlap(windows: list[Window], others: list[Window]) -> float:
+    """Return for how long there was trust in both, at once."""
+    since, until = min(since for since, _ in others), max(until for _, until in others)
+    return max(min(end, until) - max(begin, since) for begin, end in windows)
