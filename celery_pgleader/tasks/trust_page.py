@@ -74,20 +74,20 @@ class TrustReader:
 
     def __init__(self) -> None:
         """Prepare; the page is looked for when it is first needed."""
-        self._memory: mmap.mmap | None = None
+        self._opened: tuple[str, mmap.mmap] | None = None
 
     def term(self) -> int | None:
         """Return the term that may be trusted now, or none."""
-        if self._memory is None:
-            self._memory = _open()
-        if self._memory is None:
+        memory = self._page()
+        if memory is None:
             return None
-        first, term, last = PAGE.unpack(self._memory[:SHUT])
+        first, term, last = PAGE.unpack(memory[:SHUT])
         return term if first == last and time.monotonic() < first else None
 
     def may_begin(self) -> bool:
         """Tell whether a run may begin now."""
-        return self.term() is not None and self._memory is not None and not self._memory[SHUT]
+        memory = self._page()
+        return memory is not None and self.term() is not None and not memory[SHUT]
 
     def begin(self) -> BegunRun | None:
         """Begin a run, or return none if it may not begin."""
@@ -106,6 +106,14 @@ class TrustReader:
             file.close()
             return None
         return BegunRun(term, file)
+
+    def _page(self) -> mmap.mmap | None:
+        name = os.environ.get(VARIABLE, "")
+        # A process may have several workers, one after the other, each with a page of its own.
+        if self._opened is None or self._opened[0] != name:
+            memory = _open(name)
+            self._opened = (name, memory) if memory is not None else None
+        return self._opened[1] if self._opened is not None else None
 
 
 @dataclass(frozen=True)
@@ -146,11 +154,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _open() -> mmap.mmap | None:
+def _open(name: str) -> mmap.mmap | None:
     try:
-        with Path(os.environ[VARIABLE]).open("rb") as file:
+        with Path(name).open("rb") as file:
             return mmap.mmap(file.fileno(), SIZE, access=mmap.ACCESS_READ)
-    except (KeyError, OSError, ValueError):
+    except (OSError, ValueError):
         return None
 
 
