@@ -64,7 +64,7 @@ class RunGuard:
             if "pgleader_guard" not in cls.__dict__:
                 cls.before_start = _guarded(cls.before_start)
             cls.pgleader_guard = self
-        signals.task_postrun.connect(self._on_postrun, weak=False, dispatch_uid=f"{__name__}.postrun")
+        signals.task_postrun.connect(_on_postrun, weak=False, dispatch_uid=f"{__name__}.postrun")
 
     def before_start(self, task: Any, task_id: str) -> None:
         """Raise what makes Celery leave a run out."""
@@ -129,7 +129,8 @@ class RunGuard:
             run.keys.append(key)
         return None
 
-    def _on_postrun(self, task: Any = None, state: str | None = None, **_: Any) -> None:
+    def after_run(self, task: Any, state: str | None) -> None:
+        """Note that a run has ended."""
         begun: BegunRun | None = getattr(task.request, "pgleader_begun", None)
         if begun is not None:
             begun.end()
@@ -165,6 +166,12 @@ def _guarded(before_start: Callable[..., Any]) -> Callable[..., Any]:
         return before_start(task, task_id, args, kwargs)
 
     return guarded
+
+
+def _on_postrun(task: Any = None, state: str | None = None, **_: Any) -> None:
+    guard: RunGuard | None = getattr(task, "pgleader_guard", None)
+    if guard is not None:
+        guard.after_run(task, state)
 
 
 def _first_line(error: Exception) -> str:
