@@ -37,11 +37,7 @@ class Dispatcher:
 
     def dispatch(self, notification: Notification, term: Term) -> None:
         """Dispatch a notification. Never raises."""
-        headers = {
-            "pgleader_channel": notification.channel,
-            "pgleader_backend_pid": notification.backend_pid,
-            "pgleader_term": term.number,
-        }
+        headers = headers_of(notification, term.number)
         for route in self._channels[notification.channel]:
             try:
                 value = decode(notification.payload) if route.decode == "json" else notification.payload
@@ -55,6 +51,15 @@ class Dispatcher:
         self.failures[channel, kind] += 1
         if self.failures[channel, kind] == 1:
             logger.warning("pgleader: %s channel %s (further ones are counted, not logged): %s", what, channel, error)
+
+
+def headers_of(notification: Notification, term: int) -> dict[str, Any]:
+    """Return what a notification's message says of it."""
+    return {
+        "pgleader_channel": notification.channel,
+        "pgleader_backend_pid": notification.backend_pid,
+        "pgleader_term": term,
+    }
 
 
 def send(app: Any, route: Route, value: Any, **options: Any) -> Any:

@@ -242,14 +242,8 @@ class Round:
         for route in routes:
             if route.task not in self._app.tasks and route.queue is None:
                 raise LookupError(f"no task {route.task} in this app")
-        value = _value_of(letter.payload)
+        value = value_of(letter.payload)
         for route in routes:
-            header = {
-                "id": letter.id,
-                "channel": letter.channel,
-                "key": letter.key,
-                "deduplicate": route.deduplicate,
-            }
             send(
                 self._app,
                 route,
@@ -257,13 +251,8 @@ class Round:
                 producer=producer,
                 # What is tried again, and when, is decided here.
                 retry=False,
-                task_id=str(uuid5(letter.uid, route.task)),
-                headers={
-                    **(route.options.get("headers") or {}),
-                    "pgleader_channel": letter.channel,
-                    "pgleader_term": self._term.number,
-                    NOTIFICATION_HEADER: header,
-                },
+                task_id=task_id_of(letter, route),
+                headers=headers_of(letter, route, self._term.number),
             )
 
     def _fail(self, letter: Letter, error: str) -> None:
@@ -308,7 +297,18 @@ def _one_of_each_key(letters: Sequence[Letter]) -> list[list[Letter]]:
     return parts
 
 
-def _value_of(payload: str) -> Any:
+def task_id_of(letter: Letter, route: Route) -> str:
+    """Return the task id of a notification's message: the same one, however often it is dispatched."""
+    return str(uuid5(letter.uid, route.task))
+
+
+def headers_of(letter: Letter, route: Route, term: int) -> dict[str, Any]:
+    """Return what a notification's message says of it."""
+    header = {"id": letter.id, "channel": letter.channel, "key": letter.key, "deduplicate": route.deduplicate}
+    return {"pgleader_channel": letter.channel, "pgleader_term": term, NOTIFICATION_HEADER: header}
+
+
+def value_of(payload: str) -> Any:
     """Return the value of a durable payload.
 
     Raises:

@@ -47,14 +47,21 @@ def notify(channel: str, payload: Any, *, key: str | None = None, durable: bool 
         if key is not None:
             raise NotificationError("a raw notification has no key; only durable ones are kept in order")
         statement, parameters = NOTIFY_RAW, {"channel": channel, "payload": encode(payload)}
-    if connection is None:
-        config = _current_config()
-        with open_session(
-            config.database_url, "pgleader notify", unresponsive_after=config.ttl, pooled=True
-        ) as session:
-            session.execute(statement, parameters)
-    else:
+    if _is_asynchronous(connection):
+        raise TypeError(
+            f"connection: {type(connection).__name__} is asynchronous; execute `select pgleader.notify(...)` with it"
+        )
+    deliver(connection, statement, parameters)
+
+
+def deliver(connection: Any, statement: str, parameters: dict[str, Any]) -> None:
+    """Execute a statement that sends a notification; without a connection, with one of its own."""
+    if connection is not None:
         _execute(connection, statement, parameters)
+        return
+    config = _current_config()
+    with open_session(config.database_url, "pgleader notify", unresponsive_after=config.ttl, pooled=True) as session:
+        session.execute(statement, parameters)
 
 
 def encode_durable(value: Any) -> str:
@@ -107,10 +114,6 @@ def _current_config() -> Config:
 
 
 def _execute(connection: Any, statement: str, parameters: dict[str, Any]) -> None:
-    if _is_asynchronous(connection):
-        raise TypeError(
-            f"connection: {type(connection).__name__} is asynchronous; execute `select pgleader.notify(...)` with it"
-        )
     if _is_of(connection, "sqlalchemy"):
         from sqlalchemy import text  # noqa: PLC0415 - whoever brings a connection of it has it
 
