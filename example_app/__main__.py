@@ -43,7 +43,7 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.seconds < MIN_SECONDS:
         parser.error(f"--seconds: at least {MIN_SECONDS:.0f}, or no leader could be replaced")
-    if options.workers < 2:  # noqa: PLR2004 - as the message says
+    if options.workers < 2:
         parser.error("--workers: at least 2, or nobody could take over")
     return options
 

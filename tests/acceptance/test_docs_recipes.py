@@ -1,7 +1,4 @@
-"""The examples of docs/notifications.md, each of them run.
-
-A comment in front of a code block names it: `<!-- run: name -->`.
-"""
+"""The examples of docs/notifications.md, each of them run."""
 
 from __future__ import annotations
 
@@ -21,10 +18,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from celery_pgleader.postgres import open_session
 from celery_pgleader.store import Schema
 from tests.support.eventually import eventually
+from tests.support.pages import BLOCK
 
 PAGE = Path(__file__).parents[2] / "docs" / "notifications.md"
-NAME, FENCE = r"(?:^<!-- run: (?P<name>[\w-]+) -->\n)?", r"^```(?P<language>\w+)\n(?P<code>.*?)^```$"
-BLOCK = re.compile(NAME + FENCE, re.MULTILINE | re.DOTALL)
 URL = "postgresql://shop@db/shop"
 TABLE = """
 create table orders (
