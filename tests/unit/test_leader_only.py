@@ -19,11 +19,13 @@ from celery.worker import state
 from kombu.asynchronous.timer import scheduled
 
 from celery_pgleader import LeaderOnlyTask, LeadershipLost, current_leadership
+from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
 from celery_pgleader.tasks import request as request_module
 from celery_pgleader.tasks import route_leader_only_tasks, run_leadership, trust_page
 from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.tasks.orphans import GLANCE, LONG_GLANCE, Orphans
+from celery_pgleader.tasks.run_guard import RunGuard
 from celery_pgleader.tasks.strategy import leader_only
 
 
@@ -248,6 +250,20 @@ def test_a_spawned_process_reads_the_page(pages: Path) -> None:
     assert output == "7\n"
 
 
+def test_a_second_worker_of_a_process_has_a_page_of_its_own(pages: Path) -> None:
+    """A reader that has read the first one's goes on with the second's."""
+    reader = trust_page.TrustReader()
+    for term in (7, 8):
+        page = trust_page.TrustPage()
+        page.write(term, time.monotonic() + 60)
+        assert reader.term() == term
+        begun = reader.begin()
+        assert begun is not None
+        begun.end()
+        page.close()
+        assert reader.term() is None
+
+
 def test_pages_of_the_dead_are_swept(pages: Path) -> None:
     """And nobody else's, nor what is no page."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -284,6 +300,26 @@ def test_a_run_knows_its_own_term_only(believed: Callable[[int | None], None]) -
         assert not leadership.trusted()
         with pytest.raises(LeadershipLost, match="term 7 of election shop is over"):
             leadership.ensure()
+
+
+def test_the_end_of_a_run_is_told_to_the_guard_of_its_task() -> None:
+    """Of two workers in one process each has guards of its own."""
+    told: list[str] = []
+
+    class Guard(RunGuard):
+        def before_start(self, task: Any, _task_id: str) -> None:
+            told.append(f"{task.app.main} began")
+
+        def after_run(self, task: Any, state: str | None) -> None:
+            told.append(f"{task.app.main} ended: {state}")
+
+    for name in ("first", "second"):
+        app = Celery(name, broker="memory://", set_as_current=False)
+        register: Any = app.task
+        task = register(current_leadership, name="work", shared=False, lazy=False)
+        Guard(Config(database_url="dbname=none"), "a@b").install(app)
+        task.apply()
+    assert told == ["first began", "first ended: SUCCESS", "second began", "second ended: SUCCESS"]
 
 
 def test_outside_of_a_task_there_is_no_leadership() -> None:
