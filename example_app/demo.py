@@ -39,7 +39,7 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 SIGNALS: Mapping[str, signal.Signals] = {CRASH: signal.SIGKILL, TERM: signal.SIGTERM}
 # As in example_app.shop, which reads its database's URL when it is imported, and so cannot be imported here.
 REPORT_EVERY = 2.0
-QUEUES = ("celery", "leader.shop")
+QUEUES = ("celery", "leader-shop")
 ORDERS = SQL("select count(*) from orders")
 DELIVERIES = SQL("select count(*) from deliveries")
 LEFT = SQL("select count(*) from pgleader.notifications")

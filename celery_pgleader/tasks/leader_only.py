@@ -14,7 +14,8 @@ REQUEST = "celery_pgleader.tasks.request:LeaderRequest"
 
 def queue_name(election: str) -> str:
     """Return the name of an election's leader queue."""
-    return f"leader.{election}"
+    # No dot: where RabbitMQ lets a message wait, it comes to every queue whose name is the last words of this one's.
+    return f"leader-{election}"
 
 
 class LeaderOnlyTask(Task):  # type: ignore[type-arg]  # generic in the stubs, but not at run time

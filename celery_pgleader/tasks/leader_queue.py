@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.utils.quorum_queues import detect_quorum_queues
 from celery.worker import state
+from kombu.transport.native_delayed_delivery import bind_queue_to_native_delayed_delivery_exchange
 
 from celery_pgleader.election import Change, Leadership
 from celery_pgleader.tasks.request import give_back
@@ -94,6 +96,7 @@ class LeaderQueue:
                 # As publishers declare it, even where task_create_missing_queues is off.
                 queues.add(queues.new_missing(self.name))
             consumer.add_task_queue(self.name)
+            _bind_to_delayed_delivery(consumer.app, queues[self.name])
         elif consuming and not wanted:
             consumer.cancel_task_queue(self.name)
         if not wanted:
@@ -121,6 +124,18 @@ class LeaderQueue:
         consumer = self._consumer
         if consumer is not None:
             consumer.call_soon(self.reconcile)
+
+
+def _bind_to_delayed_delivery(app: Any, queue: Any) -> None:
+    """Have what was sent with an `eta` come to the queue, where it is RabbitMQ itself that lets it wait.
+
+    Celery does so when a worker starts, for the queues that it knows of, as it is where there are quorum queues.
+    """
+    if queue.exchange.type == "direct":
+        return
+    with app.connection_for_write() as connection:
+        if detect_quorum_queues(app, connection.transport.driver_type)[0]:
+            bind_queue_to_native_delayed_delivery_exchange(connection, queue)
 
 
 def _is_leader_only(request: Any) -> bool:

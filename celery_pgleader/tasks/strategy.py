@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from celery_pgleader.config import election_of
 from celery_pgleader.tasks.leader_only import queue_name
 
 logger = get_logger(__name__)
+
+# What Celery puts before the routing key of a message that RabbitMQ itself lets wait for its `eta`.
+DELAY = re.compile(r"^(?:[01]\.){28}")
 
 
 def leader_only(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -27,7 +31,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Callable[.
     queue = node.leader_queue.name if node is not None else queue_name(election_of(app))
 
     def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any) -> Any:
-        if message.delivery_info.get("routing_key") != queue:
+        if DELAY.sub("", message.delivery_info.get("routing_key", "")) != queue:
             _forward(message)
         elif node is not None and not node.leadership.trusted():
             message.reject_log_error(logger, consumer.connection_errors, requeue=True)

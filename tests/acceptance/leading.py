@@ -11,6 +11,7 @@ from celery import Celery
 
 from celery_pgleader import LeadershipLost, current_leadership
 from tests.acceptance.proj import on_gained, on_lost, tell
+from tests.support.rabbitmq import QUORUM
 
 __all__ = ["app", "on_gained", "on_lost"]
 
@@ -21,6 +22,8 @@ app.conf.update(
     worker_prefetch_multiplier=int(os.environ.get("LEADING_PREFETCH", "1")),
     broker_connection_retry_on_startup=True,
 )
+if os.environ.get("LEADING_QUORUM"):
+    app.conf.update(QUORUM)
 
 
 def work(task: Any, key: str, seconds: float) -> None:

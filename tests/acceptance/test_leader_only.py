@@ -14,8 +14,8 @@ import pytest
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.leading.driver import Driver
 from tests.support.eventually import eventually
-from tests.support.rabbitmq import RabbitMQ
-from tests.support.workers import PATIENCE, Worker, Workers
+from tests.support.rabbitmq import QUORUM, RabbitMQ
+from tests.support.workers import ELECTION, PATIENCE, Worker, Workers
 
 APP = "tests.acceptance.leading"
 
@@ -25,8 +25,8 @@ def leading(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]:
     """Make workers on a broker, with a pool."""
     groups: list[Workers] = []
 
-    def make(broker: str, pool: str = "prefork", **environment: str) -> Workers:
-        group = Workers(tmp_path, database, broker, pool)
+    def make(broker: str, pool: str = "prefork", election: str = ELECTION, **environment: str) -> Workers:
+        group = Workers(tmp_path, database, broker, pool, election)
         group.environment |= environment
         groups.append(group)
         return group
@@ -48,7 +48,7 @@ def pair(group: Workers, *options: str) -> tuple[Worker, Worker]:
 
 def send(group: Workers, task: str, key: str, seconds: float = 0.0, **options: Any) -> None:
     """Send a leader-only task, as a program would that knows nothing of the package."""
-    group.sender.send_task(f"leading.{task}", [key, seconds], queue="leader.proj", **options)
+    group.sender.send_task(f"leading.{task}", [key, seconds], queue="leader-proj", **options)
 
 
 def end_session(group: Workers, database: str) -> None:
@@ -158,6 +158,24 @@ def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str) -> Non
     assert gained["at"] < ended["at"]
     leader.await_line("leaving although leader-only tasks have not ended within 1 s")
     eventually(lambda: leader.process.poll() is not None, timeout=PATIENCE)
+
+
+@pytest.mark.xdist_group("rabbitmq")
+def test_an_eta_on_quorum_queues(leading: Callable[..., Workers], rabbitmq: str, database: str) -> None:
+    """There RabbitMQ itself lets the message wait; it comes to the leader queue, and to whoever leads by then."""
+    group = leading(rabbitmq, election="delayed", LEADING_QUORUM="1")
+    leader, other = pair(group)
+    group.sender.conf.update(QUORUM)
+    # Celery looks at the queues that the program knows of.
+    group.sender.amqp.queues.add(group.sender.amqp.queues.new_missing("leader-delayed"))
+    for key, queue in (("straight", "leader-delayed"), ("astray", "quorum")):
+        group.sender.send_task("leading.finish", [key], queue=queue, countdown=6.0)
+    end_session(group, database)
+    group.await_fact("gained", node=other.node)
+    for key in ("straight", "astray"):
+        assert group.await_fact("ended", key=key)["node"] == other.node
+    assert len(group.facts("began")) == 2
+    assert "Task leading.finish[" not in leader.log.read_text(), "it waited in the broker"
 
 
 def test_a_run_that_celery_has_lost_sight_of(leading: Callable[..., Workers], own_valkey: Any) -> None:

@@ -85,7 +85,7 @@ def test_the_lead_and_all_that_comes_with_it(group: Workers, database: str) -> N
         term = group.await_fact("gained", node=leader.node)["term"]
         ticks = len(group.facts("tick"))
         group.await_fact("tick", more_than=ticks)
-        group.send("lead", f"known {round_number}", queue="leader.proj")
+        group.send("lead", f"known {round_number}", queue="leader-proj")
         group.send("lead", f"astray {round_number}")
         eventually(lambda: listening(database), timeout=PATIENCE)
         notify(database, "orders", json.dumps({"round": round_number, "it's": '"quoted"'}))

@@ -14,12 +14,13 @@ from celery import Celery
 from celery.signals import task_received, worker_ready
 
 from celery_pgleader import current_leadership, leadership_gained, leadership_lost
+from tests.support.rabbitmq import QUORUM
 from tests.support.stacks import dump_on_signal
 
 dump_on_signal()
 
 ELECTION = "leading"
-LEADER_QUEUE = f"leader.{ELECTION}"
+LEADER_QUEUE = f"leader-{ELECTION}"
 RESIGN = signal.SIGRTMIN
 STAND_BACK = 0.5
 
@@ -39,11 +40,7 @@ def make_app(broker: str) -> Any:
         # Without it, what is sent while the broker stops is lost unseen.
         app.conf.broker_transport_options = {"confirm_publish": True}
     if os.environ.get("LEADING_QUEUES") == "quorum":
-        app.conf.update(
-            task_default_queue_type="quorum",
-            task_default_exchange_type="topic",
-            task_create_missing_queue_type="quorum",
-        )
+        app.conf.update({**QUORUM, "task_default_queue": ELECTION})
     return app
 
 

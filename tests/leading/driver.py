@@ -126,7 +126,7 @@ class Sender:
             first, second, third = self._signature(), self._signature(), self._signature()
             self._send(first | second | third, [self._key - 3, self._key - 2, self._key - 1])
         elif draw < 0.25:
-            self._send(self._signature(), [self._key - 1], countdown=self._random.uniform(0.5, 4.0))
+            self._send(self._signature(), [self._key - 1], countdown=self._random.uniform(1.0, 4.0))
         else:
             self._send(self._signature(), [self._key - 1])
 

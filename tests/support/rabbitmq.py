@@ -17,6 +17,16 @@ START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
 GLANCE = 0.1
 
+# Celery's settings for an app with quorum queues only; what is sent with an `eta` waits in the broker then.
+QUORUM = {
+    # Of its own: on a broker that tests share there is a classic one of the usual name.
+    "task_default_queue": "quorum",
+    "task_default_queue_type": "quorum",
+    "task_default_exchange_type": "topic",
+    "task_create_missing_queue_type": "quorum",
+    "task_create_missing_queue_exchange_type": "topic",
+}
+
 
 def find_rabbitmq() -> Path | None:
     """Return the server's own script, or none if it is not installed."""

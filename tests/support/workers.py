@@ -81,11 +81,13 @@ class Worker:
 class Workers:
     """Workers of one app, on one broker and one database."""
 
-    def __init__(self, folder: Path, database: str, broker: str, pool: str = "prefork") -> None:
+    def __init__(
+        self, folder: Path, database: str, broker: str, pool: str = "prefork", election: str = ELECTION
+    ) -> None:
         """Begin without a worker."""
         self._folder = folder
         self._pool = pool
-        self._config = Config(database_url=database, election=ELECTION)
+        self._config = Config(database_url=database, election=election)
         self._facts = folder / "facts"
         self._facts.touch()
         self.workers: list[Worker] = []
@@ -95,6 +97,7 @@ class Workers:
             "PROJ_FACTS": str(self._facts),
             "PROJ_SCHEDULE": str(folder / "schedule"),
             "PGLEADER_DATABASE_URL": database,
+            "PGLEADER_ELECTION": election,
             "PGLEADER_TTL": "3",
             # The system's fork check is about threads that are only ever used by the parent.
             "PYTHONWARNINGS": "ignore",

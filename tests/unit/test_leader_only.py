@@ -54,18 +54,18 @@ def queue_of(app: Celery, name: str) -> Any:
 def test_the_base_class_needs_nothing_else(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """It finds the queue by the app's name, the setting, or the environment."""
     based: Any = app.tasks["based"]
-    assert queue_of(app, "based") == "leader.shop"
+    assert queue_of(app, "based") == "leader-shop"
     app.conf.pgleader_election = "bazaar"
-    assert based.queue == "leader.bazaar"
+    assert based.queue == "leader-bazaar"
     monkeypatch.setenv("PGLEADER_ELECTION", "fair")
-    assert based.queue == "leader.fair"
+    assert based.queue == "leader-fair"
 
 
 def test_a_marked_task_is_routed(app: Celery) -> None:
     """Also if it was sent before; and no other task is."""
     assert queue_of(app, "marked") is None
     route_leader_only_tasks(app, "shop")
-    assert queue_of(app, "marked") == "leader.shop"
+    assert queue_of(app, "marked") == "leader-shop"
     assert queue_of(app, "plain") is None
     assert app.tasks["marked"].Strategy == app.tasks["based"].Strategy
 
@@ -97,7 +97,7 @@ def handler(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calla
 
     def make(*, takes_part: bool, leads: bool = False) -> Callable[[Message], None]:
         node = SimpleNamespace(
-            leader_queue=SimpleNamespace(name="leader.shop"), leadership=SimpleNamespace(trusted=lambda: leads)
+            leader_queue=SimpleNamespace(name="leader-shop"), leadership=SimpleNamespace(trusted=lambda: leads)
         )
         controller = SimpleNamespace(pgleader=node if takes_part else None)
         handle = leader_only(
@@ -111,9 +111,16 @@ def handler(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calla
 def test_only_the_leader_runs_what_is_in_the_leader_queue(handler: Callable[..., Callable[[Message], None]]) -> None:
     """A worker that leads no more gives it back."""
     for leads, fate in ((True, "run"), (False, "returned")):
-        message = Message("leader.shop")
+        message = Message("leader-shop")
         handler(takes_part=True, leads=leads)(message)
         assert message.fate == [fate]
+
+
+def test_what_has_waited_in_rabbitmq_has_not_gone_astray(handler: Callable[..., Callable[[Message], None]]) -> None:
+    """The routing key of a message that was sent with an `eta` begins with the time to wait, in bits."""
+    message = Message("0." * 27 + "1.leader-shop")
+    handler(takes_part=True, leads=True)(message)
+    assert message.fate == ["run"]
 
 
 @pytest.mark.parametrize("takes_part", [True, False])
@@ -130,7 +137,7 @@ def test_what_went_astray_is_forwarded(
     monkeypatch.setattr("celery_pgleader.tasks.strategy.republish", republish)
     message = Message("celery")
     handler(takes_part=takes_part, leads=True)(message)
-    assert (sent, message.fate) == (["leader.shop"], ["acknowledged"])
+    assert (sent, message.fate) == (["leader-shop"], ["acknowledged"])
 
 
 def test_what_cannot_be_forwarded_is_kept(
@@ -333,7 +340,7 @@ def received(app: Celery) -> Iterator[Any]:
     fates: list[bool] = []
     message = SimpleNamespace(
         headers={"id": "some id", "task": "based"},
-        delivery_info={"routing_key": "leader.shop"},
+        delivery_info={"routing_key": "leader-shop"},
         properties={},
         body=((), {}, {}),
         content_type="application/json",
@@ -403,7 +410,7 @@ def test_what_waits_for_its_time_goes_back(*, green: bool, received: Any) -> Non
         task_consumer=SimpleNamespace(consuming_from=lambda _: False),
         call_soon=lambda call: call(),
     )
-    LeaderQueue("leader.shop", Leadership()).attach(consumer)
+    LeaderQueue("leader-shop", Leadership()).attach(consumer)
     assert cancelled == [thread if green else entry]
     assert received.fates == [True]
 
@@ -441,7 +448,7 @@ class OtherLeaders(Orphans):
             control=SimpleNamespace(broadcast=lambda *_, **__: replies),
             connection_for_read=lambda: nullcontext(SimpleNamespace(default_channel=redis, connection_errors=())),
         )
-        queue: Any = SimpleNamespace(name="leader.shop", held=lambda: mine)
+        queue: Any = SimpleNamespace(name="leader-shop", held=lambda: mine)
         super().__init__(app, SimpleNamespace(), queue)  # type: ignore[arg-type]
         self._sessions = sessions
 
@@ -456,7 +463,7 @@ class OtherLeaders(Orphans):
 
 def test_what_nobody_has_is_restored() -> None:
     """Of the leader queue only, and neither what this worker has nor what an earlier leader has."""
-    redis = Redis(mine="leader.shop", theirs="leader.shop", nobodys="leader.shop", ordinary="celery")
+    redis = Redis(mine="leader-shop", theirs="leader-shop", nobodys="leader-shop", ordinary="celery")
     leaders = OtherLeaders(redis, {"mine"}, ["a"], {"a": {"held": ["theirs"]}})
     assert leaders.attempt() == LONG_GLANCE, "they may die yet"
     assert redis.restored == ["nobodys"]
@@ -464,7 +471,7 @@ def test_what_nobody_has_is_restored() -> None:
 
 def test_when_all_are_gone_there_is_nothing_left_to_restore() -> None:
     """One attempt is enough; and with nothing taken nobody is asked."""
-    redis = Redis(mine="leader.shop", nobodys="leader.shop")
+    redis = Redis(mine="leader-shop", nobodys="leader-shop")
     assert OtherLeaders(redis, {"mine"}, [], {}).attempt() is None
     assert redis.restored == ["nobodys"]
     assert OtherLeaders(Redis(ordinary="celery"), set(), ["a"], {}).attempt() is None
@@ -483,28 +490,28 @@ def test_when_all_are_gone_there_is_nothing_left_to_restore() -> None:
 )
 def test_nothing_is_restored_in_doubt(*, mine: set[str] | None, answers: dict[str, Any], ended: bool) -> None:
     """A leader of before that is there has to say what it has, and this worker has to lead still."""
-    redis = Redis(nobodys="leader.shop")
+    redis = Redis(nobodys="leader-shop")
     assert OtherLeaders(redis, mine, ["a"], answers).attempt(ended=ended) == GLANCE
     assert redis.restored == []
 
 
 def test_what_a_worker_has_in_hand() -> None:
     """What was delivered on its connection, and is not done with, and what runs since before that."""
-    queue = LeaderQueue("leader.shop", Leadership())
+    queue = LeaderQueue("leader-shop", Leadership())
     assert queue.held() is None, "without a connection"
 
     def message(tag: str, routing_key: str) -> Any:
         return SimpleNamespace(delivery_tag=tag, delivery_info={"routing_key": routing_key})
 
     delivered = {
-        tag: message(tag, queue) for tag, queue in {"1": "leader.shop", "2": "celery", "4": "leader.shop"}.items()
+        tag: message(tag, queue) for tag, queue in {"1": "leader-shop", "2": "celery", "4": "leader-shop"}.items()
     }
     consumer = SimpleNamespace(
         task_consumer=SimpleNamespace(channel=SimpleNamespace(qos=SimpleNamespace(_delivered=delivered, _dirty={"4"}))),
         call_soon=lambda _: None,
     )
     queue.attach(consumer)
-    running = Running(message("3", "leader.shop"))
+    running = Running(message("3", "leader-shop"))
     state.active_requests.add(running)
     assert queue.held() == {"1", "3"}
     state.active_requests.discard(running)
