@@ -67,7 +67,7 @@ def send(app: Any, channel: str, payload: str, *, key: str | None, durable: bool
     """Send a notification."""
     try:
         value = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.ClickException(f"the payload is not JSON: {error}") from error
     with asking(app) as session:
         try:

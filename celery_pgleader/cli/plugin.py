@@ -62,7 +62,18 @@ _add_worker_options()
 signals.worker_init.connect(_on_worker_init, weak=False, dispatch_uid="celery_pgleader.cli.plugin")
 
 
-@click.group(name="pgleader")
+class Commands(click.Group):
+    """Our commands. What a terminal passes on need not be Unicode, and Postgres takes nothing else."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except UnicodeEncodeError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(name="pgleader", cls=Commands)
 def pgleader() -> None:
     """Ask about the election, and prepare its database."""
 

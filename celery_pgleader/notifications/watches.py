@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from celery_pgleader.channels import check_channel
-from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.errors import ConfigurationError, refused, shown
 
 OPERATIONS = ("insert", "update", "delete")
 # Types whose `=` there is not, or is something else.
@@ -147,13 +147,13 @@ def script_of(connection: psycopg.Connection[TupleRow], watch: Watch) -> sql.Com
     """
     check_channel("--channel", watch.channel)
     if not watch.operations or set(watch.operations) - set(OPERATIONS):
-        raise ConfigurationError(f"--on = {','.join(watch.operations)}: must be of {', '.join(OPERATIONS)}")
+        raise refused("--on", ",".join(watch.operations), f"must be of {', '.join(OPERATIONS)}")
     if watch.when and watch.per == "statement":
         raise ConfigurationError("--when: a condition is on rows, and cannot be combined with --per statement")
     schema, name = find_table(connection, watch.table)
     if any(_is_of(known, schema, name, watch.channel) for known in watches(connection)):
         raise ConfigurationError(
-            f"table {schema}.{name} is watched for channel {watch.channel} already; end that with unwatch first"
+            f"table {schema}.{name} is watched for channel {shown(watch.channel)} already; end that with unwatch first"
         )
     columns, keys, awkward = _columns(connection, watch)
     identifiers = {
@@ -189,7 +189,7 @@ def unwatch_script(connection: psycopg.Connection[TupleRow], table: str, channel
     schema, name = find_table(connection, table)
     found = [known for known in watches(connection) if _is_of(known, schema, name, channel)]
     if not found:
-        raise ConfigurationError(f"table {schema}.{name} is not watched for channel {channel}")
+        raise ConfigurationError(f"table {schema}.{name} is not watched for channel {shown(channel)}")
     parts: list[sql.Composable] = [
         UNWATCH.format(trigger=sql.Identifier(trigger), table=sql.Identifier(schema, name))
         for _, _, trigger, _, _ in found
@@ -218,7 +218,7 @@ def find_table(connection: psycopg.Connection[TupleRow], table: str) -> tuple[st
     except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError, psycopg.errors.FeatureNotSupported):
         row = None
     if row is None:
-        raise ConfigurationError(f"{table}: there is no such table")
+        raise ConfigurationError(f"{shown(table)}: there is no such table")
     return row[0], row[1]
 
 
@@ -248,7 +248,7 @@ def _columns(connection: psycopg.Connection[TupleRow], watch: Watch) -> tuple[li
         raise ConfigurationError(f"table {watch.table} has no primary key, which tells its rows apart")
     known = [name for name, _, _ in rows]
     if missing := [name for name in watch.columns if name not in known]:
-        raise ConfigurationError(f"--columns: table {watch.table} has no column {missing[0]}")
+        raise ConfigurationError(f"--columns: table {watch.table} has no column {shown(missing[0])}")
     chosen = list(watch.columns) or known
     for name, kind, _ in rows:
         if name in chosen and kind == "bytea":

@@ -241,12 +241,12 @@ def test_a_partitioned_table(per: str, db: Connection) -> None:
         ("keyless", {}, "table keyless has no primary key"),
         ("files", {}, "column content of table files is bytea, which JSON cannot hold: leave it out with --columns"),
         ("hidden", {}, "column content of table hidden is bytea"),
-        ("missing", {}, "missing: there is no such table"),
+        ("missing", {}, "'missing': there is no such table"),
         ('"unclosed', {}, "there is no such table"),
         ("a.b.c", {}, "there is no such table"),
         ("a.b.c.d", {}, "there is no such table"),
         ("some_view", {}, "there is no such table"),
-        ("files", {"columns": ("name", "nmae")}, "no column nmae"),
+        ("files", {"columns": ("name", "nmae")}, "no column 'nmae'"),
         ("files", {"operations": ("truncate",)}, "must be of insert, update, delete"),
         ("files", {"operations": ()}, "must be of insert, update, delete"),
         ("files", {"when": "true", "per": "statement"}, "cannot be combined"),
@@ -269,7 +269,7 @@ def test_watched_once(db: Connection) -> None:
     """For each channel: a second watch would leave some of the first one behind."""
     db.execute(ORDERS)
     start(db, "orders")
-    with pytest.raises(ConfigurationError, match=r"public\.orders is watched for channel orders already"):
+    with pytest.raises(ConfigurationError, match=r"public\.orders is watched for channel 'orders' already"):
         start(db, "public.orders", operations=("insert",))
     start(db, "orders", "others")
     db.execute("insert into orders values (1)")
@@ -278,7 +278,7 @@ def test_watched_once(db: Connection) -> None:
     start(db, "orders", "others", operations=("delete",))
     db.execute("delete from orders")
     assert sorted(channel for _, channel, _, _ in taken(db)) == ["orders", "others"]
-    with pytest.raises(ConfigurationError, match=r"public\.orders is not watched for channel neither"):
+    with pytest.raises(ConfigurationError, match=r"public\.orders is not watched for channel 'neither'"):
         watches.unwatch_script(db, "orders", "neither")
 
 
@@ -338,7 +338,7 @@ def test_watch_and_unwatch(celery: Callable[..., Result], db: Connection) -> Non
     assert description(db) == by_hand
     again = celery("watch", *options)
     assert (again.exit_code, again.stdout) == (1, "")
-    assert "watched for channel o'c already" in again.stderr
+    assert 'watched for channel "o\'c" already' in again.stderr
     ended = celery("unwatch", "orders", "--channel", "o'c")
     assert (ended.exit_code, ended.stdout) == (0, "orders is watched no more for channel o'c\n")
     assert description(db) == []
