@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,31 +37,38 @@ PAYLOAD = {"id": 4711, "customer": "c-0815", "total": "129.90", "items": [{"sku"
 WARM_UP = 20
 ROUTES = {"orders": (Route("bench.on_order"),)}
 
-# One program for each client, so that they do not share an interpreter.
+# One program for each client, so that they do not share an interpreter. Told for how long to run which statement, it
+# prints how long one takes, in milliseconds. It thinks in between, so that it makes `pace` of them in a second; or not
+# at all, if that is 0.
 WRITER = """
-import json, sys, time, psycopg
-url, statement, wake, payload, seconds = sys.argv[1:]
+import json, random, sys, time, psycopg
+url, payload, pace = sys.argv[1:]
+thought = 1 / float(pace) if float(pace) else 0
 with psycopg.connect(url, autocommit=True) as connection:
-    connection.execute("select set_config('pgleader.wake', %s, false)", [wake])
-    for _ in range(50):
-        connection.execute(statement, [payload])
-    print("ready", flush=True)
-    sys.stdin.readline()
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < float(seconds):
-        connection.execute(statement, [payload])
-        count += 1
-    print(count / (time.perf_counter() - began), flush=True)
+    for line in sys.stdin:
+        statement, wake, seconds = json.loads(line)
+        connection.execute("select set_config('pgleader.wake', %s, false)", [wake])
+        count, spent, until = 0, 0.0, time.perf_counter() + seconds
+        while not count or time.perf_counter() < until:
+            if thought:
+                time.sleep(random.uniform(0, 2 * thought))
+            began = time.perf_counter()
+            connection.execute(statement, [payload])
+            spent += time.perf_counter() - began
+            count += 1
+        print(1000 * spent / count, flush=True)
 """
 STATEMENTS = {
     "plain insert": ("insert into plain (payload) values (%s::jsonb)", "on"),
-    "plain insert, NOTIFY": (
+    "plain insert, always NOTIFY": (
         "with added as (insert into plain (payload) values (%s::jsonb)) select pg_notify('orders', '')",
         "on",
     ),
-    "durable, NOTIFY": ("select pgleader.notify('orders', %s::jsonb)", "on"),
-    "durable, no NOTIFY": ("select pgleader.notify('orders', %s::jsonb)", "off"),
+    "durable": ("select pgleader.notify('orders', %s::jsonb)", "on"),
+    "durable, pgleader.wake = off": ("select pgleader.notify('orders', %s::jsonb)", "off"),
 }
+# Whether there is a leader, and how many transactions a client makes in a second; 0 is as many as it can.
+SITUATIONS = {"nobody leads": (False, 0), "a leader relays": (True, 0), "at a moderate pace": (True, 50)}
 
 
 @dataclass(frozen=True)
@@ -87,11 +94,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class WriteCost:
-    """Transactions per second of all clients, and how much longer one takes than a plain insert."""
+    """How long a transaction takes, in milliseconds, and how much longer than a plain insert."""
 
-    contender: str
+    situation: str
     clients: int
-    per_second: float
+    contender: str
+    milliseconds: float
     ratio: float
 
 
@@ -193,41 +201,65 @@ def latency(name: str, bench: Bench, number: int) -> Latency:
     return Latency(name, *(round(value, 2) for durable in (True, False) for value in _quantiles(times[durable])))
 
 
-def write_cost(database: str, seconds: float, rounds: int) -> list[WriteCost]:
-    """Measure transactions of one statement each, by one client and by eight."""
-    with psycopg.connect(database) as connection:
+def write_cost(bench: Bench, seconds: float, rounds: int) -> list[WriteCost]:
+    """Measure transactions of one statement each, by one client and by eight.
+
+    Args:
+        bench: where to send.
+        seconds: how long each of them writes in each round.
+        rounds: how often. What else the machine does changes all the time; so what is written one after the other is
+            compared, and the median counts.
+
+    """
+    with psycopg.connect(bench.database) as connection:
         connection.execute(
             "create table plain (id bigint generated always as identity primary key, payload jsonb not null)"
         )
     results = []
-    for clients in (1, 8):
-        rates: dict[str, list[float]] = {name: [] for name in STATEMENTS}
-        for _ in range(rounds):
-            for name, (statement, wake) in STATEMENTS.items():
-                with psycopg.connect(database, autocommit=True) as connection:
-                    connection.execute("truncate plain, pgleader.notifications")
-                    connection.execute("checkpoint")
-                rates[name].append(_write(database, statement, wake, seconds, clients))
-        plain = statistics.median(rates["plain insert"])
-        for name in STATEMENTS:
-            rate = statistics.median(rates[name])
-            results.append(WriteCost(name, clients, round(rate), round(plain / rate, 2)))
+    for situation, (has_leader, pace) in SITUATIONS.items():
+        for clients in (1, 8):
+            with (
+                bench.running(bench.relay()) if has_leader else nullcontext(),
+                _writers(bench, clients, pace) as writers,
+            ):
+                _write(writers, "plain insert", seconds)
+                times = [
+                    # What comes first or last has no advantage.
+                    {name: _write(writers, name, seconds) for name in sorted(STATEMENTS, reverse=bool(number % 2))}
+                    for number in range(rounds)
+                ]
+            for name in STATEMENTS:
+                taken = statistics.median(of[name] for of in times)
+                ratio = statistics.median(of[name] / of["plain insert"] for of in times)
+                results.append(WriteCost(situation, clients, name, round(taken, 3), round(ratio, 2)))
+            with psycopg.connect(bench.database) as connection:
+                connection.execute("truncate plain, pgleader.notifications")
     return results
 
 
-def _write(database: str, statement: str, wake: str, seconds: float, clients: int) -> float:
-    command = [sys.executable, "-c", WRITER, database, statement, wake, json.dumps(PAYLOAD), str(seconds)]
+@contextmanager
+def _writers(bench: Bench, number: int, pace: int) -> Iterator[list[subprocess.Popen[str]]]:
+    command = [sys.executable, "-c", WRITER, bench.database, json.dumps(PAYLOAD), str(pace)]
     writers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(clients)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(number)
     ]
-    for writer in writers:
-        assert writer.stdout is not None
-        writer.stdout.readline()
+    try:
+        yield writers
+    finally:
+        for writer in writers:
+            writer.communicate()
+
+
+def _write(writers: list[subprocess.Popen[str]], name: str, seconds: float) -> float:
     for writer in writers:
         assert writer.stdin is not None
-        writer.stdin.write("go\n")
+        writer.stdin.write(json.dumps([*STATEMENTS[name], seconds]) + "\n")
         writer.stdin.flush()
-    return sum(float(writer.communicate()[0]) for writer in writers)
+    taken = []
+    for writer in writers:
+        assert writer.stdout is not None
+        taken.append(float(writer.stdout.readline()))
+    return statistics.mean(taken)
 
 
 def _hear_both(connection: psycopg.Connection[Any], queue: Any) -> None:
@@ -265,7 +297,7 @@ def _rabbitmq() -> Iterator[str]:
 
 def run(*, quick: bool) -> tuple[list[Any], str]:
     """Measure, and return the results with a table of them."""
-    number, rounds, seconds = (1_000, 1, 1.0) if quick else (10_000, 3, 3.0)
+    number, rounds, slices = (1_000, 1, 3) if quick else (10_000, 3, 21)
     durable = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "256MB"}
     results: list[Any] = []
     with EmbeddedPostgres(settings=durable) as postgres, EmbeddedValkey() as valkey, _rabbitmq() as rabbitmq:
@@ -278,7 +310,7 @@ def run(*, quick: bool) -> tuple[list[Any], str]:
         for name, (url, transport_options) in brokers.items():
             bench = Bench(postgres.url(), url, **transport_options)
             results += [throughput(name, bench, number, rounds), latency(name, bench, number // 20)]
-        results += write_cost(postgres.url(), seconds, rounds)
+        results += write_cost(Bench(postgres.url(), valkey.url), 0.5, slices)
     return results, table(results)
 
 
