@@ -153,6 +153,7 @@ class Mailbox:
                     statements.GREET,
                     {"below_ttl": f"{round(config.ttl * 900)}ms", "longest": f"{round(LONGEST_STATEMENT * 1000)}ms"},
                 )
+                session.execute(statements.STAY)
                 session.execute(statements.LISTEN)
         except BaseException:
             session.close()

@@ -251,8 +251,8 @@ select w.entry from unnest(%(entries)s::text[], %(keys)s::bigint[]) w(entry, key
    and l.classid = ((w.key >> 32) & 4294967295)::oid and l.objid = (w.key & 4294967295)::oid
 """
 
-# In the sessions of those who run tasks. They may be idle for as long as a run takes, but a host that is gone must not
-# hold its runs' locks for the two hours that TCP waits by default.
+# In the sessions of those who run tasks, and of relays. They may be idle for as long as a run takes, or nothing comes;
+# but a host that is gone must not hold its locks for the two hours that TCP waits by default.
 STAY = """
 select set_config('idle_session_timeout', '0', false),
        set_config('tcp_keepalives_idle', '15', false),
@@ -347,7 +347,8 @@ select 1 from fence
 
 LISTEN = "listen pgleader"
 
-# See `pgleader.notify`, and docs/adr/0013-sleep.md. True if no sender is on the way who may have seen nobody sleep.
+# See `pgleader.notify`, and docs/adr/0013-sleep.md; the locks' class is 0x70676C50, beside those of the election. True
+# if no sender is on the way who may have seen nobody sleep.
 LIE_DOWN = """
 select case when not pg_try_advisory_lock_shared(1885826128, 0) then false
             when pg_try_advisory_lock(1885826128, 1) then pg_advisory_unlock(1885826128, 1)

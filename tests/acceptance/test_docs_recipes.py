@@ -393,6 +393,8 @@ def test_without_notify(project: Project, role: str, how: str) -> None:
         url = f"postgresql://{role}@{parts['host']}:{parts['port']}/{parts['dbname']}?{found[1]}"
     with psycopg.connect(project.database, autocommit=True) as leader, psycopg.connect(url, autocommit=True) as sender:
         leader.execute("listen pgleader")
+        # It sleeps.
+        leader.execute("select pg_advisory_lock_shared(1885826128, 0)")
         if how == "session":
             sender.execute(in_session.encode())
         sender.execute("select pgleader.notify('orders', '1')")

@@ -603,6 +603,8 @@ def test_without_a_wake_up_it_is_found_by_looking(office: Office, monkeypatch: p
     with psycopg.connect(office.database) as listener, psycopg.connect(office.database) as connection:
         listener.autocommit = True
         listener.execute("listen pgleader")
+        # Somebody sleeps.
+        listener.execute("select pg_advisory_lock_shared(1885826128, 0)")
         connection.execute("set pgleader.wake = off")
         notify("orders", "quiet", connection=connection)
         connection.commit()

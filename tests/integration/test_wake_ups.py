@@ -22,6 +22,7 @@ from celery_pgleader.notifications.relay import Relay
 from celery_pgleader.postgres import open_session
 from celery_pgleader.store import LEDGER_TERMS, Mailbox, Schema
 from celery_pgleader.threads import Ending
+from example_app.servers import EmbeddedPostgres
 from tests.support.eventually import eventually
 
 NOTIFY = "select pgleader.notify(%s, '1')"
@@ -159,6 +160,18 @@ def test_who_is_killed_sleeps_no_more(migrated: str, db: Connection) -> None:
     assert wake_ups(db) == 0
 
 
+def test_a_relay_may_sleep_for_long(migrated: str, db: Connection) -> None:
+    """Whatever the role's default for idle sessions is."""
+    db.execute(f'alter database "{db.info.dbname}" set idle_session_timeout = 100'.encode())
+    with mailbox_of(migrated, "orders") as mailbox, psycopg.connect(migrated, autocommit=True) as idle:
+        assert mailbox.lie_down(lightly=False)
+        # What an idle session without our setting comes to, at the latest by then.
+        query = "select from pg_stat_activity where pid = %s"
+        eventually(lambda: not db.execute(query, [idle.info.backend_pid]).fetchall())
+        db.execute(NOTIFY, ["orders"])
+        assert mailbox.wait(30)
+
+
 @pytest.mark.parametrize("held", [0, 1])
 def test_nobody_waits_for_a_lock(held: int, migrated: str, db: Connection) -> None:
     """Not even if somebody else should hold one of ours: then the wake-up is sent, and the relay looks often."""
@@ -197,16 +210,21 @@ def test_what_sleeping_depends_on_cannot_be_shadowed(migrated: str, db: Connecti
         assert mailbox.wait(30)
 
 
-def test_a_prepared_transaction_is_on_the_way(own_postgres: Any) -> None:
-    """It is in nobody's hands, and may be committed by anybody, at any time."""
-    own_postgres.stop()
-    with (own_postgres.folder / "data" / "postgresql.auto.conf").open("a") as settings:
-        settings.write("max_prepared_transactions = 5\n")
-    own_postgres.start()
-    url = own_postgres.url()
-    with open_session(url, "test", unresponsive_after=5) as session:
+@contextmanager
+def two_phase(server: EmbeddedPostgres) -> Iterator[tuple[Mailbox, Connection]]:
+    """Give a mailbox and a sender whose transactions may be prepared."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("alter system set max_prepared_transactions = 5")
+    server.restart()
+    with open_session(server.url(), "test", unresponsive_after=5) as session:
         Schema(session).migrate()
-    with mailbox_of(url, "orders") as mailbox, psycopg.connect(url, autocommit=True) as sender:
+    with mailbox_of(server.url(), "orders") as mailbox, psycopg.connect(server.url(), autocommit=True) as sender:
+        yield mailbox, sender
+
+
+def test_a_prepared_transaction_is_on_the_way(own_postgres: EmbeddedPostgres) -> None:
+    """It is in nobody's hands, and may be committed by anybody, at any time."""
+    with two_phase(own_postgres) as (mailbox, sender):
         sender.execute("begin")
         sender.execute(NOTIFY, ["orders"])
         sender.execute("prepare transaction 'it'")
@@ -214,6 +232,19 @@ def test_a_prepared_transaction_is_on_the_way(own_postgres: Any) -> None:
         sender.execute("commit prepared 'it'")
         assert mailbox.lie_down(lightly=False)
         assert mailbox.is_any_waiting()
+
+
+def test_one_that_is_to_be_prepared_wakes_nobody(own_postgres: EmbeddedPostgres) -> None:
+    """Postgres refuses to prepare a transaction that has sent a NOTIFY."""
+    with two_phase(own_postgres) as (mailbox, sender):
+        assert mailbox.lie_down(lightly=False)
+        sender.execute("set pgleader.wake = off")
+        sender.execute("begin")
+        sender.execute(NOTIFY, ["orders"])
+        sender.execute("prepare transaction 'it'")
+        sender.execute("commit prepared 'it'")
+        assert mailbox.is_any_waiting()
+        assert not mailbox.wait(0)
 
 
 @pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
