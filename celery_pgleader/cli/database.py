@@ -38,11 +38,17 @@ def config_of(app: Any) -> Config:
 
 
 @contextmanager
-def asking(app: Any) -> Iterator[Session]:
-    """Give a session with an app's database; what goes wrong ends the command in one line."""
+def asking(app: Any, *, pooled: bool = False) -> Iterator[Session]:
+    """Give a session with an app's database; what goes wrong ends the command in one line.
+
+    Args:
+        app: the Celery app.
+        pooled: whether it would do if each statement were executed in another session.
+
+    """
     config = config_of(app)
     try:
-        with open_session(config.database_url, "pgleader cli", unresponsive_after=config.ttl) as session:
+        with open_session(config.database_url, "pgleader cli", unresponsive_after=config.ttl, pooled=pooled) as session:
             yield session
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error

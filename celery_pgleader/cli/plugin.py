@@ -13,6 +13,8 @@ from celery import signals
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.bin.worker import worker as worker_command
 
+from celery_pgleader.cli.commands import OPERATORS_COMMANDS
+
 HELP_GROUP = "PgLeader Options"
 
 # None stands for "not given": the environment, the configuration and the defaults come after.
@@ -75,22 +77,7 @@ class Commands(click.Group):
 
 @click.group(name="pgleader", cls=Commands)
 def pgleader() -> None:
-    """Ask about the election, and prepare its database."""
-
-
-@pgleader.command(cls=CeleryCommand)
-@click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-@handle_preload_options
-def status(ctx: click.Context, as_json: bool) -> None:
-    """Show who leads and who is next.
-
-    Asks Postgres, so it works while the broker or all workers are away. Exits with 69 where nobody leads or the
-    database cannot be asked.
-    """
-    from celery_pgleader.cli.status import show_status  # noqa: PLC0415 - psycopg only where it is used
-
-    ctx.exit(show_status(ctx.obj.app, as_json=as_json))
+    """Ask about the election, steer it, and prepare its database."""
 
 
 @pgleader.command(cls=CeleryCommand)
@@ -222,3 +209,7 @@ def watches(ctx: click.Context, as_json: bool) -> None:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+for command in OPERATORS_COMMANDS:
+    pgleader.add_command(command)

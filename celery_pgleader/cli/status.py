@@ -1,49 +1,185 @@
-"""`celery -A proj pgleader status`."""
+"""`celery -A proj pgleader status` and `history`."""
 
 from __future__ import annotations
 
-import json
+import threading
 from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import Any
 
 import click
-from psycopg import Error
 
+from celery_pgleader.cli import sql as statements
+from celery_pgleader.cli.database import EX_UNAVAILABLE, asking, config_of
+from celery_pgleader.cli.output import duration, moment, show_facts, show_json, show_table, time_of
+from celery_pgleader.cli.overview import Node, Overview, look
 from celery_pgleader.config import Config
-from celery_pgleader.election.observer import Seat, observe
-from celery_pgleader.errors import ConfigurationError
 
-EX_UNAVAILABLE = 69
+WATCH_EVERY = 1.0
 
 
-def show_status(app: Any, *, as_json: bool) -> int:
-    """Print who leads an app's election; return the exit code."""
-    try:
-        config = Config.from_app(app)
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from error
-    try:
-        seats = observe(config)
-    except Error as error:
-        click.echo(f"pgleader: cannot ask {config.database}: {str(error).strip().splitlines()[0]}", err=True)
-        return EX_UNAVAILABLE
-    leader = next((seat for seat in seats if seat.role == "leader"), None)
-    successors = [seat for seat in seats if seat.role == "successor"]
+def show_status(app: Any, *, as_json: bool, watch: bool) -> int:
+    """Print who leads an app's election, and all that is known of it; return the exit code."""
+    config = config_of(app)
+    while True:
+        if watch:
+            click.clear()
+        try:
+            with asking(app, pooled=True) as session:
+                overview = look(config, session)
+            _show(config, overview, as_json=as_json, app=app)
+        except click.ClickException as error:
+            if not watch:
+                raise
+            error.show()
+        if not watch:
+            return 0 if overview.leader else EX_UNAVAILABLE
+        threading.Event().wait(WATCH_EVERY)
+
+
+def show_history(app: Any, *, as_json: bool, limit: int) -> None:
+    """Print who led when, how each term ended, and for how long nobody led then."""
+    config = config_of(app)
+    with asking(app, pooled=True) as session:
+        rows = session.execute(statements.HISTORY, {"election": config.election, "limit": limit}).fetchall()
+        overview = look(config, session)
+    terms = [_term(*row) for row in rows]
+    if terms and overview.leader is None and terms[0]["ended_at"] is None:
+        terms[0]["reason"] = "lost"
     if as_json:
-        facts = {
-            "election": config.election,
-            "leader": asdict(leader) if leader else None,
-            "successors": [asdict(seat) for seat in successors],
-        }
-        click.echo(json.dumps(facts, indent=2))
+        show_json(terms)
+        return
+    now, zone = datetime.now(timezone.utc), app.timezone
+    show_table(
+        ("term", "leader", "from", "for", "ended", "nobody led for"),
+        (
+            (
+                term["term"],
+                term["node"],
+                moment(term["gained_at"], zone),
+                duration(((term["ended_at"] or now) - term["gained_at"]).total_seconds()),
+                term["reason"] or "",
+                _gap(term),
+            )
+            for term in terms
+        ),
+    )
+    if not terms:
+        click.echo("nobody has led yet")
+
+
+def _term(
+    number: int,
+    node: str,
+    gained_at: datetime,
+    ended_at: datetime | None,
+    reason: str | None,
+    next_at: datetime | None,
+    last_sign: datetime,
+) -> dict[str, Any]:
+    lost = reason == "lost"
+    end = last_sign if lost else ended_at
+    gap = (next_at - end).total_seconds() if next_at is not None and end is not None else None
+    return {
+        "term": number,
+        "node": node,
+        "gained_at": gained_at,
+        "ended_at": end,
+        "reason": reason,
+        "gap": gap,
+        # When a leader that was lost ended nobody knows: it is counted from its last claim.
+        "gap_is_at_most": lost,
+    }
+
+
+def _gap(term: dict[str, Any]) -> str:
+    if term["gap"] is None:
+        return ""
+    return ("at most " if term["gap_is_at_most"] else "") + duration(term["gap"])
+
+
+def _show(config: Config, overview: Overview, *, as_json: bool, app: Any) -> None:
+    if as_json:
+        facts = asdict(overview)
+        facts["nodes"] = [{**asdict(node), "role": _role(overview, node)} for node in overview.nodes]
+        show_json({"election": config.election, **facts})
+        return
+    now, zone = datetime.now(timezone.utc), app.timezone
+    show_facts(_facts(config, overview, now, zone))
+    if overview.nodes:
+        click.echo()
+        show_table(
+            ("node", "role", "priority", "version", "schedule", "clock", "since"),
+            (
+                (
+                    node.node,
+                    _role(overview, node),
+                    node.priority,
+                    node.app_version or node.package_version,
+                    node.schedule,
+                    f"{node.clock_skew:+.1f} s",
+                    time_of(node.started_at, now, zone),
+                )
+                for node in overview.nodes
+            ),
+        )
+        for node in overview.nodes:
+            if node.stands_back is not None:
+                click.echo(f"{node.node} does not lead: {node.stands_back}")
+
+
+def _facts(config: Config, overview: Overview, now: datetime, zone: Any) -> list[tuple[str, str]]:
+    facts = [("election", f"{config.election} ({config.database})"), ("leader", _leader(overview, now))]
+    facts += [
+        ("successor", f"{_full_name(overview, seat.backend_pid, seat.node)} (backend {seat.backend_pid})")
+        for seat in overview.successors
+    ]
+    if overview.held_at is not None:
+        facts.append(
+            ("held", f"since {moment(overview.held_at, zone)}: nobody is elected; `pgleader resume` ends that")
+        )
+    if overview.switchover_at is not None:
+        to = f" to {overview.switchover_to}" if overview.switchover_to else ""
+        facts.append(("switchover", f"at {moment(overview.switchover_at, zone)}{to}"))
+    if overview.cordoned:
+        facts.append(("cordoned", ", ".join(sorted(overview.cordoned))))
+    if overview.paused_at is not None:
+        facts.append(("paused", f"since {moment(overview.paused_at, zone)}: slots are skipped; see `pgleader resume`"))
+    if overview.schema is None:
+        facts.append(("schema", "none, or it may not be seen: see `pgleader migrate`"))
     else:
-        click.echo(f"election   {config.election}")
-        click.echo(f"leader     {_describe(leader) if leader else 'nobody'}")
-        for seat in successors:
-            click.echo(f"successor  {_describe(seat)}")
-    return 0 if leader else EX_UNAVAILABLE
+        facts.append(("schedule", _lag(overview)))
+        facts.append(("schema", f"version {overview.schema}"))
+    return facts
 
 
-def _describe(seat: Seat) -> str:
-    since = f", connected since {seat.connected_at}" if seat.connected_at else ""
-    return f"{seat.node} (backend {seat.backend_pid}{since})"
+def _leader(overview: Overview, now: datetime) -> str:
+    seat = overview.leader
+    if seat is None:
+        return "nobody" if overview.term_node is None else f"nobody; the last was {overview.term_node}"
+    words = f"{overview.leading_node} (backend {seat.backend_pid})"
+    if overview.term is not None and overview.since is not None:
+        words += f", term {overview.term} for {duration((now - overview.since).total_seconds())}"
+    elif seat.connected_at:
+        words += f", connected since {seat.connected_at}"
+    return words if overview.trust_left is None else f"{words}, trust left {max(0.0, overview.trust_left):.1f} s"
+
+
+def _lag(overview: Overview) -> str:
+    if overview.lateness > 1:
+        return f"late by {duration(overview.lateness)}"
+    if overview.unpublished > 1:
+        return f"claimed and not published for {duration(overview.unpublished)}: is the broker away?"
+    return "on time"
+
+
+def _full_name(overview: Overview, pid: int, name: str) -> str:
+    return next((node.node for node in overview.nodes if node.backend_pid == pid), name)
+
+
+def _role(overview: Overview, node: Node) -> str:
+    if overview.leader is not None and overview.leader.backend_pid == node.backend_pid:
+        return "leader"
+    if any(seat.backend_pid == node.backend_pid for seat in overview.successors):
+        return "successor"
+    return "cordoned" if node.cordoned else "stands back" if node.stands_back is not None else "follower"

@@ -8,7 +8,7 @@ from celery_pgleader.config import Config
 from celery_pgleader.election.lock_key import KEPT_PLACE, PLACES, leader_key, place_key
 from celery_pgleader.election.lock_session import session_name
 from celery_pgleader.election.sql import HOLDERS
-from celery_pgleader.postgres import open_session
+from celery_pgleader.postgres import Session, open_session
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,18 @@ def observe(config: Config) -> list[Seat]:
         psycopg.Error: the database could not be asked.
 
     """
+    name = session_name("status", "")
+    with open_session(config.database_url, name, unresponsive_after=config.ttl, pooled=True) as session:
+        return seats(config, session)
+
+
+def seats(config: Config, session: Session) -> list[Seat]:
+    """Return who leads and who is next, as a session sees it.
+
+    Raises:
+        psycopg.Error: the database could not be asked.
+
+    """
     key = leader_key(config)
     place = place_key(config, PLACES[0])
     parameters = {
@@ -46,10 +58,7 @@ def observe(config: Config) -> list[Seat]:
         "last_place": place_key(config, KEPT_PLACE).classid,
         "place_objid": place.objid,
     }
-    with open_session(
-        config.database_url, session_name("status", ""), unresponsive_after=config.ttl, pooled=True
-    ) as session:
-        rows = session.execute(HOLDERS, parameters).fetchall()
+    rows = session.execute(HOLDERS, parameters).fetchall()
     return [Seat(role, _node(name), pid, since) for role, name, pid, since in rows]
 
 

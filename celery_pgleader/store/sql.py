@@ -22,7 +22,7 @@ _HELD = """
 """
 
 # Whether a node's session is there.
-_PRESENT = "exists (select from pg_stat_get_activity(n.backend_pid) a where a.application_name like 'pgleader %%')"
+PRESENT = "exists (select from pg_stat_get_activity(n.backend_pid) a where a.application_name like 'pgleader %%')"
 
 # A node that is there, stands, and has all entries of this one's schedule and more: this one lacks a part of it.
 _FULLER = (
@@ -30,7 +30,7 @@ _FULLER = (
 select n.node from pgleader.nodes n join pgleader.elections e using (election)
  where n.election = %(election)s and n.stands_back is null and n.node <> all(e.cordoned)
    and n.entries @> %(entries)s::text[] and not n.entries <@ %(entries)s::text[] and """
-    + _PRESENT
+    + PRESENT
 )
 
 # Mint a term and write its history, in the session that is seen to hold the lock; give the place to the next follower.
@@ -400,7 +400,7 @@ with fuller as ("""
      where n.election = %(election)s and n.stands_back is null and n.node <> all(e.cordoned)
        and n.priority > %(priority)s and e.held_at is null
        and (n.entries is null or %(entries)s::text[] is null or n.entries @> %(entries)s::text[]) and """
-    + _PRESENT
+    + PRESENT
     + """ order by n.priority desc, n.started_at limit 1
 )
 select node, true from fuller union all select node, false from higher
@@ -418,7 +418,7 @@ select exists (
        and l.classid between %(first_place)s::bigint::oid and %(last_place)s::bigint::oid
        and l.database = (select oid from pg_database where datname = current_database())
      where n.election = %(election)s and n.node = %(node)s and """
-    + _PRESENT
+    + PRESENT
     + """)
 """
 )
@@ -444,7 +444,7 @@ returning 1
 # The node's row may be looked at for a day after it was last there.
 FORGET_NODES = (
     "delete from pgleader.nodes n where n.election = %(election)s"
-    " and n.seen_at < clock_timestamp() - interval '1 day' and not " + _PRESENT
+    " and n.seen_at < clock_timestamp() - interval '1 day' and not " + PRESENT
 )
 
 # What an operator does with dead letters.

@@ -1,0 +1,77 @@
+"""How commands show what they have found out: as JSON, or in lines and tables that fit 80 columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime, tzinfo
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 80
+
+
+def show_json(facts: Any) -> None:
+    """Print facts as JSON; times are in ISO 8601."""
+    click.echo(json.dumps(facts, indent=2, default=_plain))
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table, or nothing if it has no rows; what is too long for its column goes on in the next line."""
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console = Console(highlight=False)
+    console.width = min(WIDTH, console.width)
+    with console.capture() as captured:
+        console.print(table)
+    # Cells are padded to the width of their column.
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def show_text(text: str) -> None:
+    """Print a paragraph."""
+    click.echo(click.wrap_text(text, WIDTH))
+
+
+def show_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print facts, one a line, each after its name."""
+    for name, fact in facts:
+        click.echo(click.wrap_text(fact, WIDTH, f"{name:<10} ", " " * 11))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words."""
+    if seconds < 1:
+        return f"{max(0.0, seconds) * 1000:.0f} ms"
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.1f} s"
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if not days else f"{days} d {hours % 24} h"
+
+
+def moment(at: datetime, zone: tzinfo) -> str:
+    """Return an instant on the clock of a time zone."""
+    return at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def time_of(at: datetime, now: datetime, zone: tzinfo) -> str:
+    """Return an instant on the clock of a time zone, without the date if that is today's."""
+    local = at.astimezone(zone)
+    return local.strftime("%H:%M:%S" if local.date() == now.astimezone(zone).date() else "%m-%d %H:%M")
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

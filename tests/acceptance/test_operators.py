@@ -1,0 +1,287 @@
+"""What operators ask and order, with real workers: `celery -A proj pgleader ...`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from celery_pgleader.cli import sql as statements
+from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from tests.support.eventually import eventually
+from tests.support.operator import Operator
+from tests.support.workers import PATIENCE, Worker, Workers
+
+ELECTION = {"election": "proj"}
+
+
+@pytest.fixture
+def operator(tmp_path: Path, database: str, valkey: str) -> Iterator[Operator]:
+    """Give an operator of workers on a shared broker."""
+    workers = Workers(tmp_path, database, valkey, "solo")
+    yield Operator(workers, database)
+    workers.end()
+
+
+def pair(operator: Operator) -> tuple[Worker, Worker]:
+    """Start two workers; return the leader and the other one, which is in line."""
+    group = operator.workers
+    for name in "ab":
+        group.start(name)
+    group.await_successors(1)
+    leader = group.await_leader()
+    (other,) = (worker for worker in group.workers if worker is not leader)
+    return leader, other
+
+
+def states(operator: Operator, entry: str) -> Counter[tuple[str, str | None]]:
+    """Return how many rows of an entry's slots came to which end."""
+    rows = operator.query("select state, reason from pgleader.slots where entry = %s", entry)
+    return Counter((state, reason) for state, reason in rows)
+
+
+def await_more(operator: Operator, entry: str, state: str, reason: str | None = None) -> None:
+    """Wait until one more slot of an entry has come to an end."""
+    before = states(operator, entry)[state, reason]
+    eventually(lambda: states(operator, entry)[state, reason] > before, timeout=PATIENCE)
+
+
+def test_status_and_history(operator: Operator) -> None:
+    """Who leads, since when, who is next, what they run; and who led before, and how that ended."""
+    leader, other = pair(operator)
+    shown = operator.say("status")
+    assert f"leader     {leader.node} (backend " in shown
+    assert f"successor  {other.node} (backend " in shown
+    assert "schedule   on time" in shown
+    facts = operator.ask("status")
+    assert (facts["term"], facts["leader"]["node"], facts["lateness"]) == (1, leader.node, 0)
+    assert 0 < facts["trust_left"] <= 2.7
+    roles = {node["node"]: node["role"] for node in facts["nodes"]}
+    assert roles == {leader.node: "leader", other.node: "successor"}
+    assert all(abs(node["clock_skew"]) < 1 for node in facts["nodes"])
+    assert len({node["schedule"] for node in facts["nodes"]}) == 1
+    await_more(operator, "tick", "published")
+    leader.send(signal.SIGKILL)
+    eventually(lambda: operator.workers.seats() and operator.ask("status")["term"] == 2, timeout=PATIENCE)
+    second, first = operator.ask("history")
+    assert (first["node"], first["reason"], first["gap_is_at_most"]) == (leader.node, "lost", True)
+    assert (second["node"], second["ended_at"]) == (other.node, None)
+    assert 0 < first["gap"] < 3
+    assert "lost" in operator.say("history")
+
+
+def test_resign_to_a_node_under_load(tmp_path: Path, database: str, valkey: str) -> None:
+    """It leads within 100 ms of the order, and no slot is missed or run twice."""
+    group = Workers(tmp_path, database, valkey, "solo")
+    entries = {f"entry {number}": {"task": "timetable.run", "schedule": 0.5} for number in range(20)}
+    policies = {"*": {"misfire": "all"}}
+    group.environment["TIMETABLE"] = json.dumps({"beat_schedule": entries, "pgleader_schedule": policies})
+    operator = Operator(group, database, "tests.acceptance.timetable")
+    try:
+        for name in "abc":
+            group.start(name, app="tests.acceptance.timetable")
+        took = []
+        for _ in range(8):
+            group.await_successors(2)
+            leader = group.await_leader()
+            wanted = next(worker for worker in reversed(group.workers) if worker is not leader)
+            group.workers.reverse()
+            with psycopg.connect(database, autocommit=True) as connection:
+                parameters = {**ELECTION, "at": None, "to": wanted.node}
+                term, _, ordered_at = connection.execute(statements.RESIGN, parameters).fetchall()[0]
+            group.await_fact("gained", node=wanted.node, term=term + 1)
+            ((gained_at,),) = operator.query("select gained_at from pgleader.terms where term = %s", term + 1)
+            took.append((gained_at - ordered_at).total_seconds())
+            done = len(group.facts("ended"))
+            group.await_fact("ended", more_than=done + 20)
+        assert sorted(took)[len(took) // 2] < 0.1, took
+        (ends,) = operator.query("select count(*) from pgleader.terms where reason like 'handed over to %'")
+        assert ends == (8,)
+        rows = operator.query(
+            "select entry, count(*), count(*) filter (where state in ('claimed', 'published')),"
+            " extract(epoch from max(slot) - min(slot))::float from pgleader.slots group by entry"
+        )
+        assert len(rows) == len(entries)
+        for entry, number, run, seconds in rows:
+            assert (number, run) == (round(seconds / 0.5) + 1, number), entry
+        runs = Counter((fact["entry"], fact["slot"]) for fact in group.facts("began"))
+        assert set(runs.values()) == {1}
+    finally:
+        group.end()
+
+
+def test_orders_by_hand(operator: Operator) -> None:
+    """Resign, cordon, uncordon and switchover; each says what it has done, and what it cannot do."""
+    leader, other = pair(operator)
+    assert operator.say("resign", "--to", leader.node) == f"{leader.node} leads already\n"
+    refused = operator.run("resign", "--to", "c@test")
+    assert (refused.returncode, refused.stderr) == (1, "Error: c@test is not there; there are a@test, b@test\n")
+    handed = operator.ask("resign", "--to", other.node)
+    assert (handed["leader"], handed["term"], handed["changed"]) == (other.node, 2, True)
+    operator.workers.await_successors(1)
+    assert operator.say("resign").startswith(f"{leader.node} leads, term 3; nobody led for ")
+    operator.workers.await_successors(1)
+    operator.say("cordon", leader.node)
+    operator.workers.await_fact("gained", node=other.node, term=4)
+    assert f"cordoned   {leader.node}" in operator.say("status")
+    refused = operator.run("resign", "--to", leader.node)
+    assert refused.stderr == f"Error: {leader.node} is cordoned; see `pgleader uncordon`\n"
+    assert operator.say("uncordon", leader.node) == f"{leader.node} may lead again\n"
+    assert operator.say("uncordon", leader.node) == f"{leader.node} was not cordoned\n"
+    operator.workers.await_successors(1)
+    ((now,),) = operator.query("select now()")
+    at = now + timedelta(seconds=6)
+    operator.say("switchover", "--at", at.isoformat(), "--to", leader.node)
+    assert "switchover at " in operator.say("status")
+    operator.workers.await_fact("gained", node=leader.node, term=5)
+    ((gained_at,),) = operator.query("select gained_at from pgleader.terms where term = 5")
+    assert gained_at >= at
+    assert operator.ask("switchover", "--cancel") == {"cancelled": None}
+    passed = operator.run("switchover", "--at", "2020-01-01T00:00")
+    assert passed.returncode == 2
+    assert "2020-01-01 00:00:00 has passed" in passed.stderr
+    operator.say("switchover", "--at", "2099-01-01 10:00")
+    assert operator.say("switchover", "--cancel") == "the switchover at 2099-01-01 10:00:00 is cancelled\n"
+    assert operator.run("switchover", "--at", "soon").returncode == 2
+    assert [reason for (reason,) in operator.query("select reason from pgleader.terms order by term")] == [
+        f"handed over to {other.node}",
+        "resigned",
+        "cordoned",
+        f"handed over to {leader.node}",
+        None,
+    ]
+
+
+def test_pausing(operator: Operator) -> None:
+    """The schedule, an entry, and the election; once a pause is ordered nothing is claimed any more."""
+    leader, other = pair(operator)
+    await_more(operator, "tick", "published")
+    assert operator.say("pause").startswith("the schedule is paused")
+    ((paused_at,),) = operator.query("select paused_at from pgleader.elections")
+    await_more(operator, "tick", "skipped", "paused")
+    assert "paused     since " in operator.say("status")
+    assert operator.ask("run-now", "tick")["state"] == "published"
+    assert operator.ask("resume") == {"schedule": True, "election": False}
+    await_more(operator, "tick", "published")
+    late = "select count(*) from pgleader.slots where state = 'published' and reason is null and claimed_at > %s"
+    ((resumed,),) = operator.query(
+        "select min(slot) from pgleader.slots where state = 'published' and slot > %s", paused_at
+    )
+    assert operator.query(late + " and slot < %s", paused_at, resumed - timedelta(seconds=0.5)) == [(0,)]
+    assert operator.say("pause-entry", "tick") == "tick is paused: its slots are skipped\n"
+    await_more(operator, "tick", "skipped", "paused")
+    assert operator.ask("resume-entry", "tick") == {"entry": "tick", "changed": True}
+    await_more(operator, "tick", "published")
+    unknown = operator.run("pause-entry", "tikc")
+    assert unknown.stderr == "Error: no leader has an entry 'tikc' in its schedule; did you mean 'tick'?\n"
+    assert unknown.returncode == 1
+    operator.say("pause", "--election")
+    leader.send(signal.SIGTERM)
+    leader.wait()
+    eventually(lambda: "stands back" not in operator.say("status", code=69), timeout=PATIENCE)
+    assert "held       since " in operator.say("status", code=69)
+    other.await_line("pgleader: ", 1)
+    assert len(operator.query("select term from pgleader.terms")) == 1
+    assert operator.say("resume") == "the election goes on\n"
+    operator.workers.await_fact("gained", node=other.node)
+    assert operator.say("resume") == "nothing was paused\n"
+
+
+def test_schedule(operator: Operator) -> None:
+    """Each entry, its next slot, and what became of its last one."""
+    operator.workers.start("a")
+    operator.workers.await_fact("tick")
+    (entry,) = operator.ask("schedule")[-1:]
+    assert (entry["entry"], entry["task"], entry["schedule"]) == ("tick", "proj.tick", "every 0:00:01")
+    next_slot, last_slot = (datetime.fromisoformat(entry[key]) for key in ("next_slot", "last_slot"))
+    assert next_slot - last_slot == timedelta(seconds=1)
+    shown = operator.say("schedule")
+    assert "tick " in shown
+    assert "published" in shown
+
+
+def everything(node: str) -> list[list[str]]:
+    """Return all commands, such as each would be given."""
+    return [
+        ["status"],
+        ["history"],
+        ["schedule"],
+        ["explain", "tick"],
+        ["pause"],
+        ["resume"],
+        ["pause-entry", "tick"],
+        ["resume-entry", "tick"],
+        ["cordon", node],
+        ["uncordon", node],
+        ["run-now", "tick"],
+        ["switchover", "--cancel"],
+        ["notifications", "list"],
+        ["watches"],
+        ["notify", "orders", "1"],
+        ["migrate"],
+    ]
+
+
+def test_with_the_broker_away(tmp_path: Path, database: str, own_valkey: EmbeddedValkey) -> None:
+    """All commands work; what is to be published waits."""
+    group = Workers(tmp_path, database, own_valkey.url, "solo")
+    operator = Operator(group, database)
+    try:
+        leader, other = pair(operator)
+        await_more(operator, "tick", "published")
+        own_valkey.stop()
+        for command in everything(other.node):
+            if command[0] not in {"doctor", "run-now"}:
+                operator.say(*command)
+        # No newer slot is to take its place.
+        operator.say("pause")
+        assert operator.ask("run-now", "tick")["state"] == "claimed"
+        assert operator.ask("resign", "--to", other.node)["leader"] == other.node
+        own_valkey.start()
+        eventually(lambda: ("claimed", "run-now") not in states(operator, "tick"), timeout=PATIENCE)
+        assert leader.process.poll() is None
+    finally:
+        group.end()
+
+
+def test_with_postgres_away(tmp_path: Path, valkey: str, own_postgres: EmbeddedPostgres) -> None:
+    """One clear line, and 69."""
+    url = own_postgres.url()
+    own_postgres.stop()
+    operator = Operator(Workers(tmp_path, url, valkey), url)
+    for command in [*everything("a@test"), ["resign"], ["resign", "--to", "a@test"]]:
+        if command == ["check", "--live", "--node", "a@test"]:
+            continue
+        result = operator.run(*command)
+        assert result.returncode == 69, result
+        (line,) = (result.stdout + result.stderr).splitlines()
+        assert "cannot ask postgres on 127.0.0.1: " in line, result
+
+
+def test_with_nobody_leading(operator: Operator) -> None:
+    """Before there ever was a leader, and after the last one has gone."""
+    empty = operator.run("status")
+    assert (empty.returncode, empty.stdout.splitlines()[1]) == (69, "leader     nobody")
+    operator.say("migrate")
+    assert operator.say("history") == "nobody has led yet\n"
+    assert operator.say("schedule") == "no leader has had a schedule yet\n"
+    worker = operator.workers.start("a")
+    await_more(operator, "tick", "published")
+    worker.send(signal.SIGTERM)
+    worker.wait()
+    assert "nobody; the last was a@test" in operator.say("status", code=69)
+    for command in everything("a@test"):
+        expected = {"status": 69, "doctor": 1, "check": 2}.get(command[0], 0)
+        result = operator.run(*command)
+        assert result.returncode == expected, result
+    away = operator.run("resign")
+    assert (away.returncode, away.stderr) == (69, "Error: nobody leads\n")
+    assert states(operator, "tick")["claimed", "run-now"] == 1
+    operator.workers.start("b")
+    eventually(lambda: states(operator, "tick")["published", "run-now"] == 1, timeout=PATIENCE)
