@@ -75,7 +75,7 @@ def run(
     tell("run", broker="valkey" if isinstance(broker, EmbeddedValkey) else "rabbitmq", seed=seed)
     with gathered(postgres, broker, folder, workers=workers, seed=seed) as fleet:
         injector = Injector(fleet, history, kinds, seed)
-        eventually(lambda: _is_up(fleet, injector), PATIENCE)
+        eventually(injector.is_ready, PATIENCE)
         try:
             injector.run(time.monotonic() + seconds)
             tell("calm")
@@ -92,17 +92,9 @@ def run(
     return history.catch_up()
 
 
-def _is_up(fleet: Fleet, injector: Injector) -> bool:
-    for program in fleet.workers:
-        assert program.process.poll() is None, program.logged()[-3000:]
-        if f"{program.name} ready." not in program.logged():
-            return False
-    return injector.is_settled()
-
-
 def _await_recovery(fleet: Fleet, injector: Injector, history: History) -> None:
     """Wait until all is well again; what is lost is not waited for."""
-    eventually(injector.is_settled, PATIENCE)
+    eventually(injector.is_ready, PATIENCE)
     eventually(lambda: _ask(fleet.postgres, SCHEDULE_RECOVERED, since=time.time() - 1.5), PATIENCE)
     eventually(lambda: not _ask(fleet.postgres, "select count(*) from pgleader.notifications"), PATIENCE)
     seen, since = -1, time.monotonic()

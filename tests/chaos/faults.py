@@ -88,7 +88,7 @@ class Injector:
             if not waiting:
                 waiting = self._random.sample(self._kinds, len(self._kinds))
             kind = waiting.pop()
-            eventually(self._is_ready, PATIENCE)
+            eventually(self.is_ready, PATIENCE)
             if kind in self._restart:
                 with self._fault(kind):
                     self._restart[kind]()
@@ -110,16 +110,18 @@ class Injector:
             return self._fleet.members.get(nodes[0]) if nodes else None
         return None
 
-    def is_settled(self) -> bool:
+    def is_ready(self) -> bool:
+        """Tell whether all is well; from workers that have only just been started there is little to be learnt."""
+        self.note_deaths()
+        return (
+            all(program.has_logged(f"{program.name} ready.") for program in self._fleet.workers) and self._is_settled()
+        )
+
+    def _is_settled(self) -> bool:
         """Tell whether somebody leads, and another is there to follow."""
         with contextlib.suppress(psycopg.Error):
             return {"leader", "successor"} <= {seat.role for seat in observe(self._config)}
         return False
-
-    def _is_ready(self) -> bool:
-        """Tell whether all is well; from workers that have only just been started there is little to be learnt."""
-        self.note_deaths()
-        return all(member.is_ready() for member in self._fleet.members.values()) and self.is_settled()
 
     def _victim(self) -> Member:
         leader = self.leader()

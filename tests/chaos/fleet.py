@@ -26,10 +26,6 @@ class Member:
     links: dict[str, Proxy]
     clock: Path
 
-    def is_ready(self) -> bool:
-        """Tell whether it consumes, since it was last started."""
-        return f"{self.node} ready." in self.program.logged()
-
     @property
     def node(self) -> str:
         """Its name in the election."""

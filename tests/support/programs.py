@@ -41,6 +41,10 @@ class Program:
         """Return what it has logged since it was last started."""
         return self.log.read_bytes()[self._begins_at :].decode(errors="replace")
 
+    def has_logged(self, words: str) -> bool:
+        """Tell whether these words are in its log, since it was last started."""
+        return words in self.logged()
+
     def send(self, number: int, *, group: bool = False) -> None:
         """Send a signal to its main process, or to all of it."""
         if group:
