@@ -35,6 +35,8 @@ KINDS = (
 # Of the faults that befall a worker, so many befall the leader.
 LEADERS_SHARE = 0.75
 PATIENCE = 60.0
+# So often whoever leads next is harmed as well, before all is well again.
+TWICE_SHARE = 0.3
 # Longer than it takes until the server ends a session that it does not hear of.
 SILENCE = TTL + 1.0
 
@@ -55,13 +57,15 @@ class Injector:
             fleet: whom they befall.
             history: what is told, to see who leads.
             kinds: which faults.
-            seed: which of them, when, and whom.
+            seed: in which order, when, and whom.
 
         """
         self._fleet = fleet
         self._history = history
         self._kinds = kinds
-        self._random = random.Random(seed)
+        self._order = random.Random(f"{seed} order")
+        self._random = random.Random(f"{seed} details")
+        self._again = False
         self._config = Config(database_url=fleet.postgres.url(), election=ELECTION)
         self._make: dict[str, Callable[[Member], None]] = {
             "kill": self._kill,
@@ -86,7 +90,7 @@ class Injector:
             if time.monotonic() > until:
                 return
             if not waiting:
-                waiting = self._random.sample(self._kinds, len(self._kinds))
+                waiting = self._order.sample(self._kinds, len(self._kinds))
             kind = waiting.pop()
             eventually(self.is_ready, PATIENCE)
             if kind in self._restart:
@@ -138,6 +142,20 @@ class Injector:
         """Wait until a later term has begun."""
         eventually(lambda: any(fact["term"] > term for fact in self._history.of("gained")), PATIENCE)
 
+    def _harm_next(self, term: int | None, member: Member) -> None:
+        """If the victim led, wait for the next leader, and now and then harm that one, too."""
+        if term is None:
+            return
+        self._await_next(term)
+        kinds = [kind for kind in ("kill", "terminate") if kind in self._kinds]
+        leader = self.leader()
+        # A third in a row might be the last one.
+        if not self._again and kinds and leader and leader is not member and self._random.random() < TWICE_SHARE:
+            self._again = True
+            self._pause(0.0, 0.2)
+            self._make[self._random.choice(kinds)](leader)
+            self._again = False
+
     @contextmanager
     def _fault(self, kind: str, member: Member | None = None, **detail: object) -> Iterator[int | None]:
         """Make a fault in the block, and tell of it; give the term that its victim leads."""
@@ -153,8 +171,7 @@ class Injector:
         group = self._random.random() < 0.5
         with self._fault("kill", member, how="group" if group else "main") as term:
             member.program.send(signal.SIGKILL, group=group)
-        if term is not None:
-            self._await_next(term)
+        self._harm_next(term, member)
         member.program.wait()
         self._pause(0.0, 1.0)
         member.program.restart()
@@ -171,8 +188,7 @@ class Injector:
     def _stop(self, member: Member) -> None:
         with self._fault("stop", member) as term:
             member.program.send(signal.SIGSTOP, group=True)
-            if term is not None:
-                self._await_next(term)
+            self._harm_next(term, member)
             self._pause(0.0, 2.0)
             member.program.send(signal.SIGCONT, group=True)
 
@@ -195,7 +211,7 @@ class Injector:
                 link.slow(0.2)
             else:
                 link.deaf(link.to_server if how == "to server" else link.to_client)
-            self._last(name, term if how != "slow" else None)
+            self._last(name, term if how != "slow" else None, member)
             link.restore()
 
     def _deaf(self, member: Member) -> None:
@@ -203,13 +219,13 @@ class Injector:
         link = member.links[name]
         with self._fault("deaf", member, link=name) as term:
             link.deaf()
-            self._last(name, term)
+            self._last(name, term, member)
             link.restore()
 
-    def _last(self, link: str, term: int | None) -> None:
+    def _last(self, link: str, term: int | None, member: Member) -> None:
         """Have a partition last until another leads, or for some seconds if it does not come to that."""
         if link == "postgres" and term is not None:
-            self._await_next(term)
+            self._harm_next(term, member)
             self._pause(0.0, 1.0)
         else:
             self._pause(0.3, SILENCE)
