@@ -9,11 +9,12 @@ from psycopg import sql
 
 from celery_pgleader.config import Config
 
-# "pgl" in ASCII and a running number: 1885826048 for the lock itself, the next two for the places, and one more for the
-# place that is kept for a node which is asked for by name.
+# "pgl" in ASCII and a running number: 1885826048 for the lock itself, the next two for the places, one more for the
+# place that is kept for a node which is asked for by name, and one for the turn to run leader-only tasks.
 CLASSID = 0x70676C00
 PLACES = (1, 2)
 KEPT_PLACE = 3
+TURN = 4
 UINT32 = 2**32
 
 
@@ -50,6 +51,11 @@ def leader_key(config: Config) -> LockKey:
 def place_key(config: Config, place: int) -> LockKey:
     """Return the key of a successor's place."""
     return LockKey(CLASSID + place, _objid(config), 2)
+
+
+def turn_key(config: Config) -> LockKey:
+    """Return the key of the lock of those whose leader-only tasks run."""
+    return LockKey(CLASSID + TURN, _objid(config), 2)
 
 
 def _objid(config: Config) -> int:

@@ -485,3 +485,8 @@ OTHER_LEADERS = """
 select distinct node from pgleader.terms
  where election = %(election)s and node <> %(node)s and gained_at > clock_timestamp() - interval '1 day'
 """
+
+# Take the turn to run leader-only tasks, if nobody has it; who does not answer for long does not keep it.
+TRY_TURN = SQL("""
+select pg_try_advisory_lock({key}), set_config('idle_session_timeout', %(ttl_ms)s::text, false)
+""")

@@ -15,6 +15,7 @@ from kombu.transport.native_delayed_delivery import bind_queue_to_native_delayed
 
 from celery_pgleader.election import Change, Leadership
 from celery_pgleader.tasks.request import give_back
+from celery_pgleader.tasks.trust_page import reader
 
 
 class LeaderQueue:
@@ -43,7 +44,7 @@ class LeaderQueue:
         """Take over a consumer that is connecting; it is not ready for messages before its loop runs."""
         self.connections += 1
         self._consumer = consumer
-        self._ask_for_reconcile()
+        self.ask_for_reconcile()
 
     def detach(self) -> None:
         """Let go of a consumer that is about to reconnect or stop, and see that it does not resume the queue."""
@@ -62,7 +63,7 @@ class LeaderQueue:
 
     def on_change(self, _change: Change) -> None:
         """Follow the leadership."""
-        self._ask_for_reconcile()
+        self.ask_for_reconcile()
 
     def held(self) -> set[str] | None:
         """Return the delivery tags of the queue's messages that this worker has in hand.
@@ -88,7 +89,7 @@ class LeaderQueue:
         consumer = self._consumer
         if consumer is None or consumer.task_consumer is None:
             return
-        wanted = self._leadership.trusted() and not self.closed
+        wanted = self._leadership.trusted() and reader.may_begin() and not self.closed
         consuming = consumer.task_consumer.consuming_from(self.name)
         if wanted and not consuming:
             queues = consumer.app.amqp.queues
@@ -120,7 +121,8 @@ class LeaderQueue:
     def _is_to_be_aborted(self, request: Any) -> bool:
         return getattr(request.task, "on_leadership_lost", "finish") == "abort" and not self._leadership.trusted()
 
-    def _ask_for_reconcile(self) -> None:
+    def ask_for_reconcile(self) -> None:
+        """Have the main loop look again at how things are."""
         consumer = self._consumer
         if consumer is not None:
             consumer.call_soon(self.reconcile)

@@ -19,9 +19,9 @@ class LeaderRequest(Request):
             return True
         if reader.may_begin():
             return False
-        if reader.term() is None:
+        # A leader that is shutting down consumes still: it would be given the same message again.
+        if not (reader.is_shut() and reader.term()):
             give_back(self)
-        # Otherwise this is a leader that is shutting down: whoever got it back now would be this worker again.
         return True
 
 

@@ -25,9 +25,10 @@ PREFIX = "pgleader-trust-"
 # The term, and the end of trust on the system's monotonic clock, which all processes of a host share; twice the latter,
 # so that a reader can tell that it came while the page was being written.
 PAGE = struct.Struct("dqd")
-# Behind it, whether runs may not begin any more, whoever leads.
-SHUT = PAGE.size
-SIZE = PAGE.size + 1
+# Behind it, the term whose turn it is to run tasks, and whether none may begin any more.
+TURN = struct.Struct("q")
+SHUT = PAGE.size + TURN.size
+SIZE = SHUT + 1
 
 
 class TrustPage:
@@ -46,8 +47,12 @@ class TrustPage:
 
     def write(self, term: int, trusted_until: float) -> None:
         """Tell which term is led, and until when to trust it; 0 and 0 for none."""
-        self._memory[:SHUT] = PAGE.pack(0.0, term, 0.0)
-        self._memory[:SHUT] = PAGE.pack(trusted_until, term, trusted_until)
+        self._memory[: PAGE.size] = PAGE.pack(0.0, term, 0.0)
+        self._memory[: PAGE.size] = PAGE.pack(trusted_until, term, trusted_until)
+
+    def give_turn(self, term: int) -> None:
+        """Have runs begin while that term is led."""
+        self._memory[PAGE.size : SHUT] = TURN.pack(term)
 
     def shut(self) -> None:
         """Have no run begin any more; those that have begun may still trust the term. Safe in a signal handler."""
@@ -81,13 +86,20 @@ class TrustReader:
         memory = self._page()
         if memory is None:
             return None
-        first, term, last = PAGE.unpack(memory[:SHUT])
+        first, term, last = PAGE.unpack(memory[: PAGE.size])
         return term if first == last and time.monotonic() < first else None
+
+    def is_shut(self) -> bool:
+        """Tell whether no run may begin any more, since the worker is about to end."""
+        memory = self._page()
+        return memory is not None and bool(memory[SHUT])
 
     def may_begin(self) -> bool:
         """Tell whether a run may begin now."""
-        memory = self._page()
-        return memory is not None and self.term() is not None and not memory[SHUT]
+        memory, term = self._page(), self.term()
+        if memory is None or term is None or self.is_shut():
+            return False
+        return bool(TURN.unpack(memory[PAGE.size : SHUT])[0] == term)
 
     def begin(self) -> BegunRun | None:
         """Begin a run, or return none if it may not begin."""

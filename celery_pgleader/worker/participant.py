@@ -14,6 +14,7 @@ from celery_pgleader.tasks import queue_name, route_leader_only_tasks
 from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.tasks.orphans import Orphans
 from celery_pgleader.tasks.trust_page import TrustPage
+from celery_pgleader.tasks.turn import Turn
 from celery_pgleader.worker.candidate import Candidate
 
 logger = get_logger(__name__)
@@ -52,6 +53,8 @@ class Participant:
         self.leader_queue.leave_out(app)
         route_leader_only_tasks(app, config.election)
         self._candidate.follow("keeper of orphans", Orphans(app, config, self.leader_queue).run)
+        self._turn = Turn(config, self._page, self.leader_queue.ask_for_reconcile)
+        self._candidate.follow("turn", self._turn.run)
         self._draining: threading.Thread | None = None
 
     def start(self) -> None:
@@ -102,6 +105,7 @@ class Participant:
                 logger.warning(
                     "pgleader: leaving although leader-only tasks have not ended within %g s", self._drain_timeout
                 )
+                self._turn.give_up()
                 break
             never.wait(DRAIN_GLANCE)
         self._elector.leave()

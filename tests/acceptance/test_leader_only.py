@@ -114,6 +114,24 @@ def test_nothing_is_restored_while_the_old_leader_lives(
     assert len(group.facts("began", key="running")) == 1
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_the_next_leader_waits_for_runs_of_the_last(
+    pool: str, leading: Callable[..., Workers], valkey: str, database: str
+) -> None:
+    """It leads at once, but its first leader-only task begins when the last one there has ended."""
+    group = leading(valkey, pool)
+    leader, other = pair(group)
+    send(group, "finish", "old", 5.0)
+    group.await_fact("began", key="old")
+    end_session(group, database)
+    gained = group.await_fact("gained", node=other.node)
+    send(group, "finish", "new")
+    began = group.await_fact("began", key="new", node=other.node)
+    ended = group.await_fact("ended", key="old", node=leader.node)
+    assert gained["at"] < ended["at"] < began["at"]
+    assert not ended["trusted"]
+
+
 def test_the_stale_leader(leading: Callable[..., Workers], valkey: str, database: str) -> None:
     """Stopped inside of a task and resumed after another has taken over: it is told, and its write fails."""
     group = leading(valkey)
@@ -205,7 +223,8 @@ def test_earlier_leaders_that_live_do_not_hold_up_what_another_had(
     leading: Callable[..., Workers], valkey: str, database: str
 ) -> None:
     """The run of one that led before goes on undisturbed; what the killed one ran is begun again."""
-    group = leading(valkey)
+    # Nobody waits for the runs of others.
+    group = leading(valkey, PGLEADER_DRAIN_TIMEOUT="0")
     first, _ = pair(group)
     group.start("c", app=APP)
     group.await_successors(2)

@@ -12,10 +12,12 @@ from typing import Any
 
 # A run is acknowledged a moment after its end; a worker that dies in between takes that along.
 ACKNOWLEDGED_WITHIN = 1.0
+# The same with the solo pool, where acknowledgements wait for the runs of all messages that came together.
+ACKNOWLEDGED_WITHIN_SOLO = 5.0
 # What ends a leadership without a chance to finish.
 OUTRIGHT = {"kill", "kill main", "stop"}
-# What ends it while the worker lives on, whose runs go on by "finish".
-SESSION = {"resign", "terminate"}
+# The reason that a leader gives which stood still for longer than its ttl, though nobody had stopped it.
+LATE = "no renewal within the trust window"
 
 
 @dataclass
@@ -84,7 +86,8 @@ class Count:
             noted it, so one that is on its way to a worker that is killed, or when Redis stops, is lost to kombu.
         terms: how many there were.
         ran_off_leader: runs begun without trust, or after another node had gained a later term.
-        overlaps: runs that went on when one of a later term began, by how their own term had ended.
+        overlaps: runs that went on when one of a later term began, by how their own term had ended: their node was
+            killed or stopped outright, or was too late to renew its lead, or in any other way.
         repeated: runs of a task that had been begun before, by what had become of the earlier run or the link before.
         gained_to_start: from gaining leadership, with tasks waiting, to the first start of one.
         kill_to_restart: from `kill -9` to the next start of a task that was interrupted by it.
@@ -98,7 +101,7 @@ class Count:
     lost_on_the_way: int = 0
     terms: int = 0
     ran_off_leader: int = 0
-    overlaps: dict[str, int] = field(default_factory=lambda: {"killed_or_stopped": 0, "session_ended": 0, "other": 0})
+    overlaps: dict[str, int] = field(default_factory=lambda: {"killed_or_stopped": 0, "late": 0, "other": 0})
     repeated: dict[str, int] = field(
         default_factory=lambda: {
             "died": 0,
@@ -124,8 +127,14 @@ def read_facts(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
-def count_tasks(facts: Iterable[dict[str, Any]]) -> Count:
-    """Return what became of everything that was sent."""
+def count_tasks(facts: Iterable[dict[str, Any]], acknowledged_within: float = ACKNOWLEDGED_WITHIN) -> Count:
+    """Return what became of everything that was sent.
+
+    Args:
+        facts: what was told.
+        acknowledged_within: seconds from the end of a run until its acknowledgement has reached the broker.
+
+    """
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for fact in facts:
         told[fact["what"]].append(fact)
@@ -140,10 +149,20 @@ def count_tasks(facts: Iterable[dict[str, Any]]) -> Count:
     count.lost_on_the_way = len(sent - received - ended)
     count.offences += [f"lost: {key}" for key in sorted(sent - ended)]
     _count_off_leader(count, runs, told["gained"], faults)
-    _count_overlaps(count, runs, told["gained"], faults)
+    _count_overlaps(count, runs, told, faults)
+    # A delivery is of one connection to the broker, and can be acknowledged there only.
+    deliveries = [(fact["key"], fact["at"]) for fact in told["received"]]
+    in_hand = {
+        id(run): (
+            max((at for key, at in deliveries if key == run.key and at <= run.began), default=run.began),
+            (run.ended or run.began) + acknowledged_within,
+        )
+        for run in runs
+    }
     _count_repeated(
         count,
         runs,
+        in_hand,
         faults,
         {fact["key"] for fact in told["in doubt"]},
         {fact["key"]: fact["after"] for fact in told["sent"] if fact["after"] is not None},
@@ -181,30 +200,42 @@ def _count_off_leader(count: Count, runs: Sequence[Run], gained: Sequence[dict[s
             count.offences.append(f"off leader: {run}, later terms were gained at {later}")
 
 
-def _count_overlaps(count: Count, runs: Sequence[Run], gained: Sequence[dict[str, Any]], faults: list[Fault]) -> None:
+def _count_overlaps(
+    count: Count, runs: Sequence[Run], told: dict[str, list[dict[str, Any]]], faults: Sequence[Fault]
+) -> None:
+    gained = {fact["term"]: fact["at"] for fact in told["gained"]}
+    reasons = {fact["term"]: fact["reason"] for fact in told["lost"]}
     for run in runs:
         end = _end_of(run, faults)
         over = next((other for other in runs if other.term > run.term and run.began <= other.began < end), None)
         if over is None:
             continue
-        next_gained = min((fact["at"] for fact in gained if fact["term"] > run.term), default=over.began)
-        kinds = [f.kind for f in faults if f.node == run.node and run.began - 10 <= f.at <= next_gained]
-        why = kinds[-1] if kinds else "nothing"
-        which = "killed_or_stopped" if why in OUTRIGHT else "session_ended" if why in SESSION else "other"
+        began = gained.get(run.term, run.began)
+        ended = min((at for term, at in gained.items() if term > run.term), default=over.began)
+        if any(f.kind in OUTRIGHT and f.node == run.node and began <= f.at <= ended for f in faults):
+            which = "killed_or_stopped"
+        else:
+            which = "late" if reasons.get(run.term) == LATE else "other"
         count.overlaps[which] += 1
         if which == "other":
+            why = reasons.get(run.term, "nothing that was told")
             count.offences.append(f"overlap after {why}: {run} and {over}")
 
 
 def _count_repeated(
-    count: Count, runs: Sequence[Run], faults: Sequence[Fault], in_doubt: set[int], after: dict[int, int]
+    count: Count,
+    runs: Sequence[Run],
+    in_hand: dict[int, tuple[float, float]],
+    faults: Sequence[Fault],
+    in_doubt: set[int],
+    after: dict[int, int],
 ) -> None:
     earlier: dict[int, Run] = {}
     repeated: set[int] = set()
     for run in runs:
         before = earlier.get(run.key)
         if before is not None:
-            why = _why_repeated(before, faults, in_doubt)
+            why = _why_repeated(before, in_hand[id(before)], faults, in_doubt)
             if why == "other" and after.get(run.key) in repeated:
                 why = "link_before"
             repeated.add(run.key)
@@ -214,10 +245,10 @@ def _count_repeated(
         earlier[run.key] = run
 
 
-def _why_repeated(before: Run, faults: Sequence[Fault], in_doubt: set[int]) -> str:
+def _why_repeated(before: Run, in_hand: tuple[float, float], faults: Sequence[Fault], in_doubt: set[int]) -> str:
     if before.ended is None:
         return "died"
-    during = [f for f in faults if f.until >= before.began and f.at <= before.ended + ACKNOWLEDGED_WITHIN]
+    during = [f for f in faults if f.until >= in_hand[0] and f.at <= in_hand[1]]
     if any(not f.node or (f.node == before.node and "kill" in f.kind) for f in during):
         return "acknowledgement_lost"
     if any(f.node == before.node and f.kind == "stop" for f in during):

@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import observe
 from tests.leading import app as leading
-from tests.leading.count import Count, count_tasks, read_facts
+from tests.leading.count import ACKNOWLEDGED_WITHIN, ACKNOWLEDGED_WITHIN_SOLO, Count, count_tasks, read_facts
 from tests.support.eventually import eventually
 
 KINDS = ("kill", "term", "stop", "terminate", "resign", "kill main")
@@ -165,6 +165,7 @@ class Driver:
         self._database = database
         self._broker = broker
         self._seed = seed
+        self._pool = pool
         self._random = random.Random(seed)
         self._facts = folder / "facts"
         self._facts.touch()
@@ -211,7 +212,8 @@ class Driver:
             self._harm_leader(kind)
         eventually(sender.is_done, seconds + PATIENCE)
         self._await_runs()
-        return count_tasks(read_facts(self._facts))
+        within = ACKNOWLEDGED_WITHIN_SOLO if self._pool == "solo" else ACKNOWLEDGED_WITHIN
+        return count_tasks(read_facts(self._facts), within)
 
     def mixed(self, changes: int) -> list[str]:
         """Return as many ways for the lead to change, all of them in turn, in no order."""

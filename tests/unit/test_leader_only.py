@@ -183,9 +183,10 @@ def test_a_page_tells_the_term_while_it_is_to_be_trusted(pages: Path) -> None:
     assert not list(pages.iterdir())
 
 
-def test_nothing_begins_once_the_page_is_shut(pages: Path) -> None:
+def test_nothing_begins_before_its_turn_nor_once_the_page_is_shut(pages: Path) -> None:
     """What has begun may still trust its term."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
+    page.give_turn(7)
     assert not reader.may_begin()
     assert reader.begin() is None, "nobody leads"
     page.write(7, time.monotonic() + 60)
@@ -194,11 +195,16 @@ def test_nothing_begins_once_the_page_is_shut(pages: Path) -> None:
     assert begun is not None
     assert begun.term == 7
     begun.end()
+    page.write(8, time.monotonic() + 60)
+    assert (reader.term(), reader.may_begin()) == (8, False)
+    assert reader.begin() is None, "a later term has its own turn"
+    page.give_turn(8)
+    assert reader.may_begin()
     page.shut()
-    assert not reader.may_begin()
+    page.give_turn(8)
+    page.write(8, time.monotonic() + 60)
+    assert (reader.term(), reader.may_begin(), reader.is_shut()) == (8, False, True)
     assert reader.begin() is None
-    page.write(7, time.monotonic() + 60)
-    assert (reader.term(), reader.may_begin()) == (7, False)
     assert not page.has_runs(), "a vain attempt is no run"
     page.close()
 
@@ -207,6 +213,7 @@ def test_a_page_knows_of_every_run(pages: Path) -> None:
     """In this process and in others, until the last has ended, or its process died."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     page.write(7, time.monotonic() + 60)
+    page.give_turn(7)
     assert not page.has_runs()
     first, second = reader.begin(), reader.begin()
     assert first is not None
@@ -230,9 +237,9 @@ def test_a_page_that_is_being_written_is_not_trusted(pages: Path) -> None:
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     page.write(7, time.monotonic() + 60)
     (path,) = pages.iterdir()
-    first, term, last = trust_page.PAGE.unpack(path.read_bytes()[: trust_page.SHUT])
+    first, term, last = trust_page.PAGE.unpack(path.read_bytes()[: trust_page.PAGE.size])
     for torn in ((0.0, term, last), (first, term + 1, 0.0), (first, term, last + 1)):
-        path.write_bytes(trust_page.PAGE.pack(*torn) + b"\0")
+        path.write_bytes(trust_page.PAGE.pack(*torn) + bytes(trust_page.SIZE - trust_page.PAGE.size))
         assert reader.term() is None
     page.close()
 
@@ -291,7 +298,7 @@ def believed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
     def believe(term: int | None) -> None:
         for module in (trust_page, run_leadership, request_module):
-            reader = SimpleNamespace(term=lambda: term, may_begin=lambda: term is not None)
+            reader = SimpleNamespace(term=lambda: term, may_begin=lambda: term is not None, is_shut=lambda: False)
             monkeypatch.setattr(module, "reader", reader)
 
     return believe
@@ -380,7 +387,7 @@ def test_a_request_is_vetoed_where_nobody_leads(received: Any, believed: Callabl
 
 def test_a_leader_that_shuts_down_keeps_what_it_cannot_run(received: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it gave the message back while it consumes still, it would get it again."""
-    reader = SimpleNamespace(term=lambda: 7, may_begin=lambda: False)
+    reader = SimpleNamespace(term=lambda: 7, may_begin=lambda: False, is_shut=lambda: True)
     monkeypatch.setattr(request_module, "reader", reader)
     assert received.revoked()
     assert received.fates == []
