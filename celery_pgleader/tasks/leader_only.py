@@ -39,13 +39,20 @@ class LeaderOnlyTask(Task):  # type: ignore[type-arg]  # generic in the stubs, b
         return queue_name(election_of(self.app))
 
 
-def route_leader_only_tasks(app: Any, election: str) -> None:
-    """Send the app's tasks that are marked `leader_only=True` to the leader queue from now on."""
-    for task in app.tasks.values():
-        if getattr(task, "leader_only", False) and not isinstance(task, LeaderOnlyTask):
+def route_leader_only_tasks(app: Any, election: str) -> bool:
+    """Send the app's tasks that are marked `leader_only=True` to the leader queue from now on.
+
+    Returns:
+        Whether it has any leader-only tasks, of either form.
+
+    """
+    tasks = [task for task in app.tasks.values() if getattr(task, "leader_only", False)]
+    for task in tasks:
+        if not isinstance(task, LeaderOnlyTask):
             task.queue = queue_name(election)
             task.Strategy = STRATEGY
             task.Request = REQUEST
             task.acks_late = task.reject_on_worker_lost = True
             # Celery keeps what it once read of the attributes.
             task._exec_options = None  # noqa: SLF001
+    return bool(tasks)

@@ -13,7 +13,7 @@ from celery_pgleader.election import Leadership
 from celery_pgleader.tasks import queue_name, route_leader_only_tasks
 from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.tasks.orphans import Orphans
-from celery_pgleader.tasks.trust_page import TrustPage
+from celery_pgleader.tasks.trust_page import TrustPage, reader
 from celery_pgleader.tasks.turn import Turn
 from celery_pgleader.worker.candidate import Candidate
 
@@ -38,6 +38,7 @@ class Participant:
         # Before the pool's first process is forked.
         self._page = TrustPage()
         self.leadership = Leadership(tell=self._page.write)
+        reader.also_ask(self.leadership.trusted)
         self.leader_queue = LeaderQueue(queue_name(config.election), self.leadership)
         self._candidate = Candidate(
             app,
@@ -51,10 +52,11 @@ class Participant:
         )
         self._elector = self._candidate.elector
         self.leader_queue.leave_out(app)
-        route_leader_only_tasks(app, config.election)
-        self._candidate.follow("keeper of orphans", Orphans(app, config, self.leader_queue).run)
         self._turn = Turn(config, self._page, self.leader_queue.ask_for_reconcile)
-        self._candidate.follow("turn", self._turn.run)
+        # Without such tasks the leader queue is nobody's business here, and what is in it waits.
+        if route_leader_only_tasks(app, config.election):
+            self._candidate.follow("turn", self._turn.run)
+            self._candidate.follow("keeper of orphans", Orphans(app, config, self.leader_queue).run)
         self._draining: threading.Thread | None = None
 
     def start(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from celery_pgleader.tasks import queue_name
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.leading.driver import Driver
 from tests.support.eventually import eventually
 from tests.support.rabbitmq import QUORUM, RabbitMQ
-from tests.support.workers import ELECTION, PATIENCE, Worker, Workers
+from tests.support.workers import PATIENCE, Worker, Workers
 
 APP = "tests.acceptance.leading"
 
@@ -25,8 +27,9 @@ def leading(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]:
     """Make workers on a broker, with a pool."""
     groups: list[Workers] = []
 
-    def make(broker: str, pool: str = "prefork", election: str = ELECTION, **environment: str) -> Workers:
-        group = Workers(tmp_path, database, broker, pool, election)
+    def make(broker: str, pool: str = "prefork", **environment: str) -> Workers:
+        # Of its own, so that what the workers of one test had not acknowledged is not run by those of the next.
+        group = Workers(tmp_path, database, broker, pool, election=f"proj-{uuid.uuid4().hex}")
         group.environment |= environment
         groups.append(group)
         return group
@@ -48,7 +51,7 @@ def pair(group: Workers, *options: str) -> tuple[Worker, Worker]:
 
 def send(group: Workers, task: str, key: str, seconds: float = 0.0, **options: Any) -> None:
     """Send a leader-only task, as a program would that knows nothing of the package."""
-    group.sender.send_task(f"leading.{task}", [key, seconds], queue="leader-proj", **options)
+    group.sender.send_task(f"leading.{task}", [key, seconds], queue=queue_name(group.election), **options)
 
 
 def end_session(group: Workers, database: str) -> None:
@@ -181,12 +184,13 @@ def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str) -> Non
 @pytest.mark.xdist_group("rabbitmq")
 def test_an_eta_on_quorum_queues(leading: Callable[..., Workers], rabbitmq: str, database: str) -> None:
     """There RabbitMQ itself lets the message wait; it comes to the leader queue, and to whoever leads by then."""
-    group = leading(rabbitmq, election="delayed", LEADING_QUORUM="1")
+    group = leading(rabbitmq, LEADING_QUORUM="1")
     leader, other = pair(group)
     group.sender.conf.update(QUORUM)
     # Celery looks at the queues that the program knows of.
-    group.sender.amqp.queues.add(group.sender.amqp.queues.new_missing("leader-delayed"))
-    for key, queue in (("straight", "leader-delayed"), ("astray", "quorum")):
+    leader_queue = queue_name(group.election)
+    group.sender.amqp.queues.add(group.sender.amqp.queues.new_missing(leader_queue))
+    for key, queue in (("straight", leader_queue), ("astray", "quorum")):
         group.sender.send_task("leading.finish", [key], queue=queue, countdown=6.0)
     end_session(group, database)
     group.await_fact("gained", node=other.node)

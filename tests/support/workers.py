@@ -87,6 +87,7 @@ class Workers:
         """Begin without a worker."""
         self._folder = folder
         self._pool = pool
+        self.election = election
         self._config = Config(database_url=database, election=election)
         self._facts = folder / "facts"
         self._facts.touch()

@@ -209,6 +209,21 @@ def test_nothing_begins_before_its_turn_nor_once_the_page_is_shut(pages: Path) -
     page.close()
 
 
+def test_a_worker_knows_of_its_loss_before_the_page(pages: Path) -> None:
+    """Its own process asks it, too; one that it has forked cannot."""
+    page, reader = trust_page.TrustPage(), trust_page.TrustReader()
+    page.write(7, time.monotonic() + 60)
+    page.give_turn(7)
+    reader.also_ask(lambda: False)
+    assert reader.term() is None
+    assert reader.begin() is None
+    child = os.fork()
+    if not child:
+        os._exit(0 if reader.term() == 7 and reader.may_begin() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    page.close()
+
+
 def test_a_page_knows_of_every_run(pages: Path) -> None:
     """In this process and in others, until the last has ended, or its process died."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
