@@ -18,13 +18,14 @@ from celery.signals import task_failure, task_received
 
 from celery_pgleader import current_leadership, current_slot
 from celery_pgleader.election import Change, Leadership
+from celery_pgleader.tasks import queue_name
 from tests.chaos.history import tell
 from tests.support.stacks import dump_on_signal
 
 dump_on_signal()
 
 ELECTION = "chaos"
-QUEUE, LEADER_QUEUE, WITNESSED = ELECTION, f"leader.{ELECTION}", f"{ELECTION}.witnessed"
+QUEUE, LEADER_QUEUE, WITNESSED = ELECTION, queue_name(ELECTION), f"{ELECTION}.witnessed"
 DURABLE, RAW = "orders", "murmurs"
 TTL = 2.0
 SAMPLE, NOTE = 0.001, 0.1
