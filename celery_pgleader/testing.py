@@ -281,6 +281,7 @@ class FakeNode:
         if self._page is None:
             raise RuntimeError("a FakeNode leads inside of `with` only")
         self._page.write(term, trusted_until)
+        self._page.give_turn(term)
 
     def _send(self, signal: Any, term: Term, reason: str) -> None:
         for _receiver, response in signal.send(sender=self._name, term=term, reason=reason):

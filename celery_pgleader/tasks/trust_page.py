@@ -81,18 +81,18 @@ class TrustReader:
     def __init__(self) -> None:
         """Prepare; the page is looked for when it is first needed."""
         self._opened: tuple[str, mmap.mmap] | None = None
-        self._of_worker: tuple[int, Callable[[], bool]] | None = None
+        self._of_worker: tuple[tuple[int, str | None], Callable[[], bool]] | None = None
 
     def also_ask(self, trusted: Callable[[], bool]) -> None:
-        """In this process, though not in its children, also ask who knows it before the page does."""
-        self._of_worker = os.getpid(), trusted
+        """For the page of now, in this process though not in its children, also ask who knows before the page does."""
+        self._of_worker = _whose(), trusted
 
     def term(self) -> int | None:
         """Return the term that may be trusted now, or none."""
         memory = self._page()
         if memory is None:
             return None
-        if self._of_worker is not None and self._of_worker[0] == os.getpid() and not self._of_worker[1]():
+        if self._of_worker is not None and self._of_worker[0] == _whose() and not self._of_worker[1]():
             return None
         first, term, last = PAGE.unpack(memory[: PAGE.size])
         return term if first == last and time.monotonic() < first else None
@@ -115,11 +115,8 @@ class TrustReader:
             file = Path(os.environ[VARIABLE]).open("rb")  # noqa: SIM115 - it is open for as long as the run lasts
         except (KeyError, OSError):
             return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
+        # Nobody holds it against a run for longer than `has_runs` takes.
+        fcntl.flock(file, fcntl.LOCK_SH)
         # In this order: whoever shuts the page looks for runs after that.
         term = self.term()
         if term is None or not self.may_begin():
@@ -153,6 +150,10 @@ class BegunRun:
         """Be over, also for processes that the task has left behind."""
         fcntl.flock(self.file, fcntl.LOCK_UN)
         self.file.close()
+
+
+def _whose() -> tuple[int, str | None]:
+    return os.getpid(), os.environ.get(VARIABLE)
 
 
 def _sweep(folder: Path) -> None:

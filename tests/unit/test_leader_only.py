@@ -285,6 +285,7 @@ def test_a_second_worker_of_a_process_has_a_page_of_its_own(pages: Path) -> None
     for term in (7, 8):
         page = trust_page.TrustPage()
         page.write(term, time.monotonic() + 60)
+        page.give_turn(term)
         assert reader.term() == term
         begun = reader.begin()
         assert begun is not None
