@@ -14,6 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from tests.chaos.app import LEADER_QUEUE, QUEUE, WITNESSED, make_app
 from tests.chaos.faults import Injector, note_death
 from tests.chaos.fleet import Fleet, gathered
 from tests.chaos.history import Fact, History, tell
@@ -87,6 +88,7 @@ def run(
         else:
             tell("recovered")
         _write_down_ledger(postgres)
+        _write_down_queues(broker)
         injector.note_deaths()
         _end(fleet)
     return history.catch_up()
@@ -129,6 +131,17 @@ def _write_down_ledger(postgres: EmbeddedPostgres) -> None:
         for what, query in LEDGER.items():
             for row in db.execute(query.encode()):
                 tell(what, **row)
+
+
+def _write_down_queues(broker: EmbeddedValkey | RabbitMQ) -> None:
+    with make_app(broker.url) as app, app.connection_for_read() as connection:
+        for name in (QUEUE, LEADER_QUEUE, WITNESSED):
+            try:
+                messages = connection.default_channel.queue_declare(name, passive=True).message_count
+            except connection.channel_errors:
+                # Redis keeps no empty queue.
+                messages = 0
+            tell("queue", name=name, messages=messages)
 
 
 def _end(fleet: Fleet) -> None:

@@ -1,4 +1,4 @@
-"""Leader-only tasks run where the lead is trusted, and not beside those of a leader that was shut down."""
+"""Leader-only tasks run where the lead is trusted, and not beside those of an earlier leader that lives on."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _overlap(story: Story, report: Report, run: Run, runs: list[Run]) -> Run | N
     over = next((o for o in runs if o.term > run.term and run.began <= o.began < story.end_of(run)), None)
     if over is None:
         return None
-    reasons = [fact["reason"] for fact in story.of("lost") if fact["term"] == run.term]
-    # A leader that is shut down stays until its runs have ended; other ends it cannot choose.
-    if reasons == ["stopped"] and not story.died(run):
+    # A leader that lives on and can reach Postgres keeps the turn until its runs have ended.
+    lives_on = not (story.died(run) or story.stopped(run.node, run.began, over.began))
+    if lives_on and not story.cut_off(run.node, run.began, over.began):
         return over
     report.allowed["leader-only runs that went on when the lead was lost"] += 1
     return None

@@ -66,6 +66,10 @@ class Story:
         self.on_redis = any(fact["broker"] == "valkey" for fact in self.of("run"))
         self.runs = self._runs()
         self.done = {(run.task, run.about) for run in self.runs if run.done}
+        # From each connection that breaks, it loses one message at most.
+        broken = [f for f in self.faults if f["kind"] == "kill" or f.get("link") == "broker"] + self.of("died")
+        restarts = sum(fact["kind"] == "broker-restart" for fact in self.faults)
+        self.redis_may_lose = len(broken) + restarts * len({fact["node"] for fact in self.of("received")})
         self.received = {(fact["task"], about(fact)) for fact in self.of("received")}
 
     def of(self, what: str) -> list[Fact]:
@@ -101,17 +105,25 @@ class Story:
         """Tell whether the worker of a second run could know of the first: not if the database is away or it died."""
         return not (
             self.died(first)
-            or self._cut_off(first, first.ended + GUARD_PATIENCE)
-            or self._cut_off(second, second.began)
+            or self.cut_off(first.node, first.began - GUARD_PATIENCE, first.ended + GUARD_PATIENCE)
+            or self.cut_off(second.node, second.began - GUARD_PATIENCE, second.began)
         )
 
-    def _cut_off(self, run: Run, until: float) -> bool:
-        """Tell whether the worker of a run could not ask the database, shortly before the run or since."""
+    def cut_off(self, node: str, since: float, until: float) -> bool:
+        """Tell whether a worker could not reach the database at some time of these."""
         return any(
-            fault["began"] <= until and fault["at"] >= run.began - GUARD_PATIENCE
+            fault["began"] <= until and fault["at"] >= since
             for fault in self.faults
             if fault["kind"] in POSTGRES
-            or (fault["kind"] in PARTITIONS and fault["link"] == "postgres" and fault["node"] == run.node)
+            or (fault["kind"] in PARTITIONS and fault["link"] == "postgres" and fault["node"] == node)
+        )
+
+    def stopped(self, node: str, since: float, until: float) -> bool:
+        """Tell whether a worker was stopped at some time of these."""
+        return any(
+            fault["began"] <= until and fault["at"] >= since
+            for fault in self.faults
+            if fault["kind"] == "stop" and fault["node"] == node
         )
 
     def _runs(self) -> list[Run]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from tests.chaos.check.deliveries import lost
 from tests.chaos.check.report import Report
-from tests.chaos.check.story import Story
+from tests.chaos.check.story import LOST_ON_THE_WAY, Story
 
 TASK = "chaos.work"
+# So many messages of the schedule may be on their way whenever one looks.
+LEFT_OVER = 5
 # Celery closes a connection that is broken a second time; kombu's for Redis cannot bear that with messages in hand.
 KOMBUS_OWN = "AttributeError(\"'NoneType' object has no attribute 'hostname'\")"
 
 
 def check(story: Story, report: Report) -> None:
-    """Look at workers and ordinary tasks."""
+    """Look at workers, at ordinary tasks, and at what is left over."""
     for fact in story.of("died"):
         if story.on_redis and KOMBUS_OWN in (fact["error"] or ""):
             report.allowed["workers that kombu ended when it lost Redis"] += 1
@@ -24,6 +26,14 @@ def check(story: Story, report: Report) -> None:
         report.tasks_failed += 1
         report.offences.append(f"tasks: {fact['task']}[{fact['id']}] failed: {fact['error']}")
     report.offences += [f"tasks: {what}" for what in lost(story, report, TASK, story.sent(TASK))]
+    if report.allowed[LOST_ON_THE_WAY] > story.redis_may_lose:
+        gone = (
+            f"{report.allowed[LOST_ON_THE_WAY]} messages are gone, of which Redis lost {story.redis_may_lose} at most"
+        )
+        report.offences.append(f"workers: {gone}")
+    for fact in story.of("queue"):
+        if fact["messages"] > LEFT_OVER:
+            report.offences.append(f"workers: {fact['messages']} messages are left in the queue {fact['name']}")
     report.offences += [f"recovery: {fact['why']}" for fact in story.of("stuck")]
     if not story.of("recovered"):
         report.offences.append("recovery: it did not come to that")
