@@ -58,6 +58,7 @@ class Config:
         drain_timeout: seconds for which a leader that shuts down stays for its leader-only tasks to end. Default 300.
         priority: of two nodes the one with the higher priority is preferred as the leader; 0 never leads. Default 1.
         app_version: which version of the app this node runs, for operators to compare. Default: none.
+        django_database: alias of the Django database that is used if there is no `database_url`. Default: `default`.
 
     Raises:
         ConfigurationError: a value, or a relation between two, that cannot work; the message names the
@@ -78,6 +79,7 @@ class Config:
     drain_timeout: float = 300.0
     priority: int = 1
     app_version: str = ""
+    django_database: str = "default"
 
     def __post_init__(self) -> None:
         """Read each value into its type, then check the values against each other."""
@@ -127,7 +129,7 @@ class Config:
         values = {"election": _default_election(app), **_settings(app.conf), **_environment(os.environ)}
         values |= {name: value for name, value in (options or {}).items() if value is not None}
         if not values.get("database_url"):
-            values["database_url"] = _django_database_url()
+            values["database_url"] = _django_database_url(values.get("django_database"))
         return cls(**values)
 
 
@@ -164,13 +166,25 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return {name: value for name in names if (value := environ.get(f"PGLEADER_{name.upper()}"))}
 
 
-def _django_database_url() -> str:
-    """Return the conninfo of Django's default database if it is Postgres, else nothing."""
-    if "django" not in sys.modules or not os.environ.get("DJANGO_SETTINGS_MODULE"):
-        return ""
-    from django.db import connection  # type: ignore[import-untyped]  # noqa: PLC0415 - Django is optional
+def _django_database_url(alias: str | None) -> str:
+    """Return the conninfo of a database of Django's, by default the default one; nothing where there is none.
 
+    Raises:
+        ConfigurationError: there is no database of that alias, or it is not Postgres.
+
+    """
+    conf: Any = sys.modules.get("django.conf")
+    if conf is None or not (conf.settings.configured or os.environ.get("DJANGO_SETTINGS_MODULE")):
+        return ""
+    from django.db import DEFAULT_DB_ALIAS, connections  # noqa: PLC0415 - Django is optional
+
+    if alias is not None and alias not in connections.settings:
+        known = ", ".join(connections.settings)
+        raise refused("pgleader_django_database", alias, f"must be the alias of a database in DATABASES ({known})")
+    connection = connections[alias or DEFAULT_DB_ALIAS]
     if connection.vendor != "postgresql":
+        if alias is not None:
+            raise refused("pgleader_django_database", alias, f"must be a Postgres database, not {connection.vendor}")
         return ""
     settings = connection.settings_dict
     names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
@@ -259,6 +273,12 @@ def _read_priority(setting: str, value: object) -> int:
     return number
 
 
+def _read_django_database(setting: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise refused(setting, value, "must be the alias of a database in DATABASES")
+    return value
+
+
 def _read_app_version(setting: str, value: object) -> str:
     if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_VERSION_CHARACTERS:
         raise refused(setting, value, f"must be a string of at most {MAX_VERSION_CHARACTERS} printable characters")
@@ -298,4 +318,5 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "drain_timeout": _seconds(0.0),
     "priority": _read_priority,
     "app_version": _read_app_version,
+    "django_database": _read_django_database,
 }

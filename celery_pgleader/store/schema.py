@@ -130,11 +130,15 @@ def script(steps: Sequence[Migration], role: str | None = None) -> Iterator[str]
     """
     yield "begin;\n"
     for step in steps:
-        yield f"-- {step.name}\n{step.text}\n"
-        yield sql.SQL("insert into pgleader.migrations (version) values ({});\n").format(step.version).as_string()
+        yield f"-- {step.name}\n{step.text}\n{as_applied(step)};\n"
     if role:
         yield grants(role).as_string()
     yield "commit;\n"
+
+
+def as_applied(step: Migration) -> str:
+    """Return the statement that writes down that a step was applied, for a script."""
+    return sql.SQL("insert into pgleader.migrations (version) values ({})").format(step.version).as_string()
 
 
 def grants(role: str) -> sql.Composed:

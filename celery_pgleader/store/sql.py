@@ -238,6 +238,7 @@ select bool_and(has_table_privilege(c.oid, 'select') and has_table_privilege(c.o
 # One at a time: workers that start together migrate together. The lock is taken before the transaction begins, since a
 # session learns of tables that others have made only when a transaction does.
 MIGRATION_LOCK = "select pg_advisory_lock(%(classid)s::int, 0)"
+MIGRATION_LOCK_OF_TRANSACTION = "select pg_advisory_xact_lock(%(classid)s::int, 0)"
 MIGRATION_UNLOCK = "select pg_advisory_unlock(%(classid)s::int, 0)"
 
 APPLIED = "insert into pgleader.migrations (version) values (%(version)s)"

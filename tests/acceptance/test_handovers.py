@@ -1,4 +1,4 @@
-"""Incident 3: handovers of every kind, placed across due instants, for each of the four schedulers.
+"""Incident 3: handovers of every kind, placed across due instants, for each scheduler, and with a ledger apart.
 
 A short form of `python -m tests.handovers`, which makes two hundred of them.
 """

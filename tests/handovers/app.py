@@ -13,6 +13,7 @@ SCHEDULERS = {
     "django": "django_celery_beat.schedulers:DatabaseScheduler",
     "sqlalchemy": "sqlalchemy_celery_beat.schedulers:DatabaseScheduler",
     "redbeat": "redbeat.RedBeatScheduler",
+    "django-two-databases": "django_celery_beat.schedulers:DatabaseScheduler",
 }
 ELECTION = "handovers"
 LONG = 7.0
@@ -37,9 +38,12 @@ def make_app(environment: dict[str, str] | None = None) -> Any:
         # RedBeat
         redbeat_redis_url=env["HANDOVERS_BROKER"],
         redbeat_key_prefix="handovers:",
-        pgleader_database_url=env["HANDOVERS_DATABASE"],
         pgleader_election=ELECTION,
         pgleader_ttl=1.0,
         pgleader_poll_interval=0.2,
     )
+    if env["HANDOVERS_SCHEDULER"] == "django-two-databases":
+        app.conf.pgleader_django_database = "ledger"
+    else:
+        app.conf.pgleader_database_url = env["HANDOVERS_DATABASE"]
     return app

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import observe
@@ -111,12 +112,19 @@ class Driver:
             **os.environ,
             "HANDOVERS_SCHEDULER": scheduler,
             "HANDOVERS_DATABASE": database,
+            "HANDOVERS_STORE": database,
             "HANDOVERS_BROKER": broker,
             "DJANGO_SETTINGS_MODULE": "tests.handovers.django_settings",
             "PYTHONWARNINGS": "ignore",
         }
-        if scheduler == "django":
-            subprocess.run([sys.executable, "-m", "django", "migrate", "-v", "0"], env=environment, check=True)
+        migrate = [sys.executable, "-m", "django", "migrate", "-v", "0"]
+        if scheduler == "django-two-databases":
+            with psycopg.connect(database, autocommit=True) as connection:
+                connection.execute("create database store")
+            environment["HANDOVERS_STORE"] = make_conninfo(database, dbname="store")
+            subprocess.run([*migrate, "--database", "ledger", "pgleader"], env=environment, check=True)
+        if scheduler.startswith("django"):
+            subprocess.run(migrate, env=environment, check=True)
         if scheduler == "sqlalchemy":
             # Its nodes would create the tables together, and get into each other's way.
             subprocess.run([sys.executable, "-c", CREATE_TABLES], env=environment, check=True)

@@ -16,8 +16,8 @@ from tests.handovers.app import make_app
 def main(name: str, schedule_file: str) -> None:
     """Stand until told to end."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    if os.environ["HANDOVERS_SCHEDULER"] == "django":
-        import django  # type: ignore[import-untyped]
+    if os.environ["HANDOVERS_SCHEDULER"].startswith("django"):
+        import django
 
         django.setup()
     app = make_app()

@@ -66,6 +66,68 @@ CELERY_PGLEADER_TTL = 7
     assert found["ttl"] == 7
 
 
+def test_another_database_is_used_if_it_is_named(tmp_path: Path) -> None:
+    """With a service of libpq's, which leaves all else to its own file."""
+    settings = """
+DATABASES = {
+    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "x"},
+    "ledger": {"ENGINE": "django.db.backends.postgresql", "OPTIONS": {"service": "ledger", "passfile": "/pass"}},
+}
+CELERY_PGLEADER_DJANGO_DATABASE = "ledger"
+"""
+    found = config_of(tmp_path, settings)
+    assert conninfo_to_dict(found["url"]) == {"service": "ledger", "passfile": "/pass"}
+
+
+@pytest.mark.parametrize(
+    ("alias", "message"),
+    [
+        ("ledgr", "pgleader_django_database = 'ledgr': must be the alias of a database in DATABASES (default, other)"),
+        ("other", "pgleader_django_database = 'other': must be a Postgres database, not sqlite"),
+        (7, "pgleader_django_database = 7: must be the alias of a database in DATABASES (default, other)"),
+    ],
+)
+def test_a_database_that_cannot_be_is_refused(tmp_path: Path, alias: object, message: str) -> None:
+    """In one line; the default one is not taken for it."""
+    settings = f"""
+DATABASES = {{
+    "default": {{"ENGINE": "django.db.backends.postgresql", "NAME": "shop"}},
+    "other": {{"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}},
+}}
+CELERY_PGLEADER_DJANGO_DATABASE = {alias!r}
+"""
+    assert config_of(tmp_path, settings)["error"] == message
+
+
+def test_settings_without_a_module_count(tmp_path: Path) -> None:
+    """A program may configure Django by itself."""
+    script = """
+from django.conf import settings
+settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "shop"}})
+from celery import Celery
+from celery_pgleader.config import Config
+print(Config.from_app(Celery("shop")).database_url)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "CELERY_", "DJANGO_"))}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "dbname=shop\n"
+
+
+def test_a_process_without_django_does_not_import_it() -> None:
+    """Nor does one that only looks for a database."""
+    script = """
+import sys
+from celery import Celery
+from celery_pgleader.config import Config
+try:
+    Config.from_app(Celery("shop"))
+except ValueError:
+    pass
+assert "django.conf" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_setting_comes_before_the_default_database(tmp_path: Path) -> None:
     """Who names a database means it."""
     settings = """

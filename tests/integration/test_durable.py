@@ -191,9 +191,9 @@ def psycopg2_connection(database: str) -> Iterator[tuple[Any, Any, Any]]:
 
 @contextlib.contextmanager
 def django_connection(database: str) -> Iterator[tuple[Any, Any, Any]]:
-    import django  # type: ignore[import-untyped]
-    from django.conf import settings as django_settings  # type: ignore[import-untyped]
-    from django.db.utils import ConnectionHandler  # type: ignore[import-untyped]
+    import django
+    from django.conf import settings as django_settings
+    from django.db.utils import ConnectionHandler
 
     if not django_settings.configured:
         django_settings.configure(LOGGING_CONFIG=None)

@@ -8,6 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def test_every_step_of_the_schema_is_a_migration_of_django() -> None:
+    """A step without one is not run by `manage.py migrate`: copy one that is there, under the step's name."""
+    package = ROOT / "celery_pgleader"
+    steps = {path.stem for path in (package / "store" / "migrations").glob("*.sql")}
+    assert steps == {path.stem for path in (package / "django" / "migrations").glob("[0-9]*.py")}
+
+
 def test_ci_runs_the_commands_of_the_readme() -> None:
     """To the letter; the demo for a time of its own, since the tests' environment is there by then."""
     tests = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"

@@ -1,0 +1,226 @@
+"""A Django project that is set up as docs/django.md says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from celery_pgleader.postgres import open_session
+from celery_pgleader.store import Schema
+from celery_pgleader.store.schema import LOCK_CLASSID, migrations
+from tests.support.eventually import eventually
+from tests.support.pages import blocks_of
+
+ROOT = Path(__file__).parents[2]
+PAGE = blocks_of(ROOT / "docs" / "django.md")
+STEPS = [step.name.removesuffix(".sql") for step in migrations()]
+
+SHOW_PAGES = """
+import logging
+from django.contrib.auth.models import User
+from django.test import Client
+from django.test.utils import setup_test_environment
+
+logging.disable()
+setup_test_environment()
+root = Client()
+root.force_login(User.objects.create_superuser("root"))
+print(root.get("/admin/").status_code)
+for model in ("election", "term", "entry", "slot", "notification", "deadletter"):
+    folder = f"/admin/pgleader/{model}/"
+    page = root.get(folder, {"q": "o", "o": "1.2"} if model != "election" else {})
+    rows = root.get(folder).context["cl"].result_count
+    print(model, page.status_code, rows, root.get(folder + "add/").status_code)
+page = "/admin/pgleader/notification/1/"
+print(root.get(page + "change/").status_code, "jam" in root.get(page + "change/").content.decode())
+print(root.post(page + "change/", {"channel": "x"}).status_code, root.post(page + "delete/").status_code)
+print(Client().get(page + "change/").status_code)
+"""
+
+ADD_ENTRY = """
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+every, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
+PeriodicTask.objects.create(name="each second", task="celery.accumulate", interval=every, args="[1]")
+"""
+
+NOT_THERE = """
+class Router:
+    def allow_migrate(self, db, app_label, **hints):
+        return False if app_label == "pgleader" else None
+"""
+
+
+class Project:
+    """A project in a folder of its own."""
+
+    def __init__(self, folder: Path, database: str, broker: str) -> None:
+        """Start it as Django's and Celery's guides say."""
+        self.folder = folder
+        self.database = database
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PG", "CELERY_", "DJANGO_"))},
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        }
+        self.shell("python -m django startproject shop .")
+        parts = conninfo_to_dict(database)
+        names = {"NAME": "dbname", "USER": "user", "HOST": "host", "PORT": "port"}
+        default = {"ENGINE": "django.db.backends.postgresql", **{name: parts[key] for name, key in names.items()}}
+        self.add_settings(f'DATABASES = {{"default": {default!r}}}', PAGE["settings"])
+        self.add_settings(f"CELERY_BROKER_URL = {broker!r}")
+        (folder / "shop" / "celery.py").write_text(PAGE["celery"])
+        (folder / "shop" / "__init__.py").write_text(PAGE["init"])
+
+    def add_settings(self, *code: str) -> None:
+        """Add to the end of the settings."""
+        with (self.folder / "shop" / "settings.py").open("a") as file:
+            file.write("\n".join(["", *code, ""]))
+
+    def shell(self, script: str, **environment: str) -> str:
+        """Run a shell script; return what it printed."""
+        result = subprocess.run(
+            ["sh", "-e", "-c", script],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def python(self, code: str) -> str:
+        """Run Python with Django set up; return what it printed."""
+        (self.folder / "script.py").write_text(f"import django\ndjango.setup()\n{code}")
+        return self.shell("python script.py", DJANGO_SETTINGS_MODULE="shop.settings")
+
+    def rows(self, query: str, database: str | None = None) -> list[Any]:
+        """Return the rows of a query."""
+        with psycopg.connect(make_conninfo(self.database, dbname=database)) as db:
+            return db.execute(query.encode()).fetchall()
+
+
+@pytest.fixture
+def project(tmp_path: Path, database: str) -> Project:
+    """Give a project with one database, in which there is nothing yet."""
+    return Project(tmp_path, database, "memory://")
+
+
+@pytest.fixture
+def second(database: str) -> Iterator[str]:
+    """Give the name of another database."""
+    name = str(conninfo_to_dict(database)["dbname"]) + "_ledger"
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute(f"create database {name}".encode())
+    yield name
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute(f"drop database {name} with (force)".encode())
+
+
+def versions(project: Project, database: str | None = None) -> list[int]:
+    """Return the steps that the schema has."""
+    return [version for (version,) in project.rows("select version from pgleader.migrations order by 1", database)]
+
+
+def test_every_example_of_the_page_is_run() -> None:
+    """By a test below."""
+    text = Path(__file__).read_text()
+    assert [name for name in PAGE if f'PAGE["{name}"]' not in text] == []
+
+
+def test_a_project_with_django_celery_beat(tmp_path: Path, database: str, valkey: str) -> None:
+    """Its workers need no URL, its schedule is published, and the admin shows what became of it and changes nothing."""
+    project = Project(tmp_path, database, valkey)
+    project.shell(PAGE["migrate"])
+    project.python(ADD_ENTRY)
+    log = tmp_path / "worker.log"
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            [*PAGE["worker"].split(), "-P", "solo"], cwd=tmp_path, env=project.environment, stdout=output, stderr=output
+        )
+    try:
+        published = "select count(*) from pgleader.slots where entry = 'each second' and state = 'published'"
+        eventually(lambda: project.rows(published)[0][0] > 1)
+    except AssertionError as error:
+        raise AssertionError(log.read_text()) from error
+    finally:
+        worker.terminate()
+        worker.wait()
+    with psycopg.connect(database) as db:
+        db.execute("select pgleader.notify('orders', '{\"item\": \"jam\"}', 'jam')")
+    index, election, term, entry, slot, notification, dead_letter, *rest = project.python(SHOW_PAGES).splitlines()
+    assert index == "200"
+    assert (election, term, notification, dead_letter) == (
+        "election 200 1 403",
+        "term 200 1 403",
+        "notification 200 1 403",
+        "deadletter 200 0 403",
+    )
+    assert entry.split()[1] == slot.split()[1] == "200"
+    assert int(slot.split()[2]) > 1
+    assert rest == ["200 True", "403 403", "302"]
+
+
+def test_a_ledger_in_another_database(project: Project, second: str) -> None:
+    """The schema, the commands and the models go by the alias, and the other database has none of it."""
+    project.add_settings(PAGE["second"].replace('"NAME": "ledger"', f'"NAME": "{second}"'))
+    project.shell(PAGE["second-migrate"])
+    assert versions(project, second) == [step.version for step in migrations()]
+    assert project.rows("select to_regnamespace('pgleader')") == [(None,)]
+    assert project.shell("celery -A shop pgleader migrate") == "the schema pgleader is up to date\n"
+    project.shell("celery -A shop pgleader notify orders '{\"id\": 1}'")
+    models = "from celery_pgleader.django.models import Notification\nprint(Notification.objects.get().payload)"
+    assert project.python(models) == "{'id': 1}\n"
+
+
+def test_each_step_is_a_migration_of_django(project: Project) -> None:
+    """It is shown as such, and Django does not offer to make others."""
+    shown = project.shell("python manage.py showmigrations pgleader").split()
+    assert [word for word in shown if word[0].isdigit()] == STEPS
+    for step in migrations():
+        sql = project.shell(f"python manage.py sqlmigrate pgleader {step.name.removesuffix('.sql')}")
+        assert step.text.strip() in sql
+        assert f"insert into pgleader.migrations (version) values ({step.version});" in sql
+    project.shell("python manage.py makemigrations --check --dry-run")
+    project.shell("python manage.py check --fail-level WARNING")
+
+
+def test_it_does_not_matter_who_migrates(project: Project) -> None:
+    """What workers or the command have done is not done again, also if they do it at that moment."""
+    with open_session(project.database, "test", unresponsive_after=30) as other:
+        other.execute("select pg_advisory_lock(%(classid)s::int, 0)", {"classid": LOCK_CLASSID})
+        command = [sys.executable, "manage.py", "migrate", "pgleader"]
+        migrate = subprocess.Popen(command, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL)
+        waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        eventually(lambda: project.rows(waits) == [(1,)])
+        Schema(other).migrate()
+        other.execute("select pg_advisory_unlock_all()")
+        assert migrate.wait(60) == 0
+    assert versions(project) == [step.version for step in migrations()]
+    assert "[ ]" not in project.shell("python manage.py showmigrations pgleader")
+    assert "up to date" in project.shell("celery -A shop pgleader migrate")
+
+
+def test_where_the_schema_is_not_made(project: Project) -> None:
+    """Where a router forbids it, and in what is not Postgres."""
+    (project.folder / "routers.py").write_text(NOT_THERE)
+    project.add_settings('DATABASE_ROUTERS = ["routers.Router"]')
+    project.shell("python manage.py migrate -v 0 pgleader")
+    assert project.rows("select to_regnamespace('pgleader')") == [(None,)]
+    project.add_settings('DATABASES["default"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": "db"}')
+    project.add_settings("DATABASE_ROUTERS = []")
+    project.shell("python manage.py migrate -v 0")
+
+
+def test_a_test_database_has_the_schema(project: Project) -> None:
+    """So that a test sees what was sent."""
+    (project.folder / "tests.py").write_text(PAGE["test"])
+    assert "Ran 1 test" in project.shell("python manage.py test 2>&1")
