@@ -21,6 +21,8 @@ Error = psycopg.Error
 CONNECT_TIMEOUT = 5
 CANCEL_TIMEOUT = 1.0
 GLANCE = 0.1
+# What a message begins with in which the server says that something went wrong, such as that it ends the session.
+ERROR_RESPONSE = b"E"
 # How often a pooler is given the occasion to mix sessions up, and seconds for which each may wait for a session.
 PROBES = 3
 PROBE_PATIENCE = 1.0
@@ -91,18 +93,23 @@ class Session(psycopg.Connection[Any]):
         self._line = _socket.socket(fileno=os.dup(self.fileno()))
         self._line.settimeout(0)
 
-    def is_quiet(self) -> bool:
-        """Tell whether there is nothing to be read from the server. Never waits, and may be asked in any thread."""
+    def is_quiet(self, *, asked: bool = False) -> bool:
+        """Tell whether the server has said nothing unasked. Never waits, and may be asked in any thread.
+
+        Args:
+            asked: whether an answer is being waited for, which may be there. An error is none.
+
+        """
         line = self._line
         if line is None:
             return False
         try:
-            line.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+            first = line.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         except OSError:
-            pass
-        return False
+            return False
+        return asked and first not in {b"", ERROR_RESPONSE}
 
     def close(self) -> None:
         """End the session."""

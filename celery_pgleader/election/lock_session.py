@@ -142,7 +142,7 @@ class LockSession:
         Before the server frees the lock of a session that it ends, it says so. Whoever leads by that lock can know of
         it, then, before anybody else can be granted it.
         """
-        return self._asking or self._session.is_quiet()
+        return self._session.is_quiet(asked=self._asking)
 
     def take_place(self) -> int | None:
         """Try to take one of the places; return which, or none if they are full or this node is not to stand."""

@@ -20,6 +20,7 @@ from celery_pgleader.election import Change, Elector, Leadership, Term
 from celery_pgleader.election.lock_session import LockSession
 from celery_pgleader.election.observer import observe
 from celery_pgleader.election.state import Phase
+from celery_pgleader.postgres import open_session
 from example_app.servers import EmbeddedPostgres
 from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, Member, gathered
@@ -242,6 +243,21 @@ def test_incident_6_pg_terminate_backend(standing: Callable[..., Standing], data
         "the server has ended the session",
         "terminating connection due to administrator command",
     }
+
+
+def test_a_farewell_is_heard_while_an_answer_is_waited_for(database: str) -> None:
+    """A leader whose session was ended during a renewal begins nothing, even before its elector has read why."""
+    with open_session(database, "pgleader test", unresponsive_after=2) as session:
+        session.open_line()
+        session.pgconn.send_query_params(b"select 1", None)
+        # The answer is there and was not read: that is no farewell.
+        eventually(lambda: not session.is_quiet(), timeout=PATIENCE)
+        assert session.is_quiet(asked=True)
+        session.pgconn.get_result()
+        session.pgconn.get_result()
+        assert session.is_quiet()
+        one(database, "select pg_terminate_backend(%s)", session.pgconn.backend_pid)
+        eventually(lambda: not session.is_quiet(asked=True), timeout=PATIENCE)
 
 
 class LeakySession(LockSession):
