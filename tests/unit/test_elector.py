@@ -11,9 +11,10 @@ import pytest
 from celery_pgleader.config import Config
 from celery_pgleader.election import Change, Elector
 from celery_pgleader.election.state import Phase
+from tests.support.eventually import eventually
 
 PATIENCE = 10.0
-CONFIG = Config(database_url="host=nowhere")
+CONFIG = Config(database_url="host=nowhere", renew_interval=4.0)
 
 
 class Session:
@@ -23,6 +24,7 @@ class Session:
         """Be open."""
         self.ours, self.theirs = socket.socketpair()
         self.closed = threading.Event()
+        self.released = threading.Event()
         self.minted: tuple[int, int] | None = (7, 11)
 
     def fileno(self) -> int:
@@ -44,6 +46,10 @@ class Session:
     def is_quiet(self) -> bool:
         """Say that nothing was heard."""
         return True
+
+    def release(self, _reason: str) -> None:
+        """Let go of the lock."""
+        self.released.set()
 
     def check(self) -> None:
         """Fail."""
@@ -95,3 +101,17 @@ def test_a_lock_that_is_not_held_mints_no_term() -> None:
     assert honest.closed.wait(PATIENCE)
     assert elector.stop(PATIENCE)
     assert elector.phase is Phase.STOPPED
+
+
+def test_the_lock_is_kept_until_nobody_acts_for_the_leader() -> None:
+    """What the old leader is in the middle of comes to its end before anybody else may begin."""
+    session = Session()
+    elector, changes = elector_with(session)
+    elector.start()
+    assert elector.leadership.wait(PATIENCE)
+    with elector.leadership.acting():
+        elector.leave()
+        eventually(lambda: len(changes) == 2, timeout=PATIENCE)
+        assert not session.released.is_set()
+    assert session.released.wait(PATIENCE)
+    assert elector.stop(PATIENCE)
