@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pg-bin", metavar="DIR", type=Path, help="programs of the Postgres to test with [those of the wheel]"
     )
+    parser.addoption(
+        "--plant", metavar="BUG", help="plant a bug, of tests/simulation/planted.py; some test has to fail"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Plant a bug."""
+    bug = config.getoption("--plant")
+    if bug:
+        from tests.simulation.planted import planted
+
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        stack.enter_context(planted(bug))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

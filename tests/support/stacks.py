@@ -21,7 +21,7 @@ def dump_on_signal() -> None:
 
 def _dump_greenlets(_number: int, frame: Any) -> None:
     from celery.worker import state
-    from greenlet import greenlet  # type: ignore[import-untyped]
+    from greenlet import greenlet
 
     lines = [f"should_stop={state.should_stop!r} should_terminate={state.should_terminate!r}\n"]
     lines += ["running:\n", *traceback.format_stack(frame)]

@@ -1,0 +1,162 @@
+"""What has to be so, whatever happens: looked at whenever something is committed, taken by the broker, or trusted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery_pgleader.slot import HEADER, NOTIFICATION_HEADER
+from tests.simulation.broker import Message
+from tests.simulation.postgres import Transaction
+from tests.simulation.world import BEGINNING
+
+if TYPE_CHECKING:
+    from tests.simulation.nodes import Node
+    from tests.simulation.scene import Scene
+
+
+class Checks:
+    """Looks at one history while it is played."""
+
+    def __init__(self, scene: Scene) -> None:
+        """Begin to look."""
+        self._scene = scene
+        self._world = scene.world
+        self._tables = scene.server.database.tables
+        self.highest_term = 0
+        # Ids of messages that the broker has taken, by what they were sent for.
+        self._slots: dict[tuple[str, datetime], set[str]] = defaultdict(set)
+        self._notifications: dict[int, str] = {}
+        # When each notification was committed.
+        self._committed: dict[int, datetime] = {}
+        self._keys: dict[int, tuple[str | None, datetime]] = {}
+        scene.server.database.committing = self._on_commit
+        scene.broker.on_message = self._on_message
+        for node in scene.nodes:
+            node.trusts = self._on_trust
+
+    def is_at_rest(self) -> bool:
+        """Tell whether, after the last fault, somebody leads and everything is done that is due."""
+        return self._scene.leader is not None and not self.what_is_left()
+
+    def what_is_left(self) -> str:
+        """Return what is due and not done."""
+        claimed = [key for key, row in self._tables["slots"].items() if row["state"] == "claimed"]
+        if claimed:
+            return f"is claimed and not settled: {claimed[0]}"
+        if self._tables["notifications"]:
+            return f"is not dispatched: {sorted(self._tables['notifications'])}"
+        leader = self._scene.leader
+        for name, period in self._scene.history.schedule.items():
+            row = self._tables["entries"].get(("shop", name))
+            if row is None:
+                return f"is not in the ledger: {name}"
+            if leader is None or leader.process is None:
+                return "nobody leads"
+            now = BEGINNING + timedelta(seconds=self._world.now + leader.process.wall)
+            if (row["last_slot"] or row["since"]) < now - timedelta(seconds=2 * period + 0.5):
+                return f"is not accounted for: slots of {name} after {row['last_slot']}"
+        return ""
+
+    def at_the_end(self) -> None:
+        """Look whether every slot is accounted for once."""
+        accounted: dict[tuple[str, datetime], int] = defaultdict(int)
+        for (_, entry, slot), row in self._tables["slots"].items():
+            step = timedelta(seconds=self._scene.history.schedule[entry])
+            instant, number = slot, 0
+            while instant <= row["through"]:
+                accounted[entry, instant] += 1
+                instant, number = instant + step, number + 1
+            if number != row["slots"]:
+                self._world.violated(f"{row['slots']} slots of {entry} from {slot} through {row['through']}")
+            if row["state"] == "published" and not self._slots[entry, slot]:
+                self._world.violated(f"{entry} of {slot} counts as published, and was not")
+        for (_, entry), row in self._tables["entries"].items():
+            step = timedelta(seconds=self._scene.history.schedule[entry])
+            instant = row["anchor"] + ((row["since"] - row["anchor"]) // step + 1) * step
+            while instant <= (row["last_slot"] or row["since"]):
+                if accounted.pop((entry, instant), 0) != 1:
+                    self._world.violated(f"{entry} of {instant} is not accounted for once")
+                instant += step
+        for entry, slot in accounted:
+            self._world.violated(f"{entry} of {slot} is accounted for, and never was due")
+
+    # While it goes on.
+
+    def _on_trust(self, node: Node) -> None:
+        mine = node.trusted_term
+        if mine is None:
+            return
+        for other in self._scene.nodes:
+            theirs = other.trusted_term if other is not node else None
+            if theirs is not None and not self._has_not_heard(other if theirs < mine else node):
+                self._world.violated(f"{node} trusts its term {mine}, and {other} its term {theirs}")
+
+    def _has_not_heard(self, node: Node) -> bool:
+        """Tell whether a leader's session was ended from outside, and it cannot know of that yet."""
+        assert node.process is not None
+        term = node.process.asked(lambda: node.participant.leadership.term)
+        client = self._scene.server.clients[term.backend_pid]
+        assert client.backend is not None
+        return client.backend.taken_away and client.is_quiet(asked=True)
+
+    def _on_commit(self, transaction: Transaction) -> None:
+        if not transaction.written:
+            return
+        if transaction.fenced is not None:
+            election, term = transaction.fenced
+            latest = self._tables["elections"][election]["term"]
+            if latest != term:
+                self._world.violated(f"what was written for term {term} was accepted in term {latest}")
+        for (table, key), row in transaction.written.items():
+            look = getattr(self, f"_on_{table}", None)
+            if look is not None:
+                look(key, row, transaction)
+
+    def _on_elections(self, key: str, row: dict[str, Any], _transaction: Transaction) -> None:
+        before = self._tables["elections"].get(key)
+        if before is not None and before["term"] == row["term"]:
+            return
+        if row["term"] <= self.highest_term:
+            self._world.violated(f"term {row['term']} comes after term {self.highest_term}")
+        self.highest_term = row["term"]
+
+    def _on_slots(self, key: tuple[str, str, datetime], row: dict[str, Any], _transaction: Transaction) -> None:
+        _, entry, slot = key
+        before = self._tables["slots"].get(key)
+        if before is not None and row["state"] == "claimed":
+            self._world.violated(f"{entry} of {slot} is claimed again")
+        if row["state"] == "published" and not self._slots[entry, slot]:
+            self._world.violated(f"{entry} of {slot} is written down as published, and was not")
+
+    def _on_notifications(self, key: int, row: dict[str, Any] | None, transaction: Transaction) -> None:
+        if row is not None:
+            self._committed.setdefault(key, self._scene.server.clock())
+            self._keys[key] = row["key"], row["sent_at"]
+        elif key not in self._notifications and ("dead_letters", key) not in transaction.written:
+            self._world.violated(f"notification {key} is gone, and was not dispatched")
+
+    def _on_message(self, message: Message) -> None:
+        if HEADER in message.headers:
+            slot = message.headers[HEADER]
+            self._on_slot_message(slot["entry"], datetime.fromisoformat(slot["at"]), message.task_id)
+        elif NOTIFICATION_HEADER in message.headers:
+            self._on_notification_message(message.headers[NOTIFICATION_HEADER]["id"], message.task_id)
+
+    def _on_slot_message(self, entry: str, at: datetime, task_id: str) -> None:
+        self._slots[entry, at].add(task_id)
+        if len(self._slots[entry, at]) > 1:
+            self._world.violated(f"{entry} of {at} is published under the ids {sorted(self._slots[entry, at])}")
+        if ("shop", entry, at) not in self._tables["slots"]:
+            self._world.violated(f"{entry} of {at} is published, and was not claimed")
+
+    def _on_notification_message(self, number: int, task_id: str) -> None:
+        if self._notifications.setdefault(number, task_id) != task_id:
+            self._world.violated(f"notification {number} is dispatched under two ids")
+        key, sent_at = self._keys.get(number, (None, None))
+        if key is None or sent_at is None:
+            return
+        for other, (other_key, _) in self._keys.items():
+            if other_key == key and other not in self._notifications and self._committed[other] < sent_at:
+                self._world.violated(f"notification {number} overtakes {other}, with the key {key}")

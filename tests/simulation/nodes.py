@@ -1,0 +1,141 @@
+"""The workers of a simulation, each put together by the package itself, and what they talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from celery.beat import Scheduler
+
+from celery_pgleader.config import Config
+from celery_pgleader.worker.participant import Participant
+from tests.simulation.broker import Broker, Connection, Message
+from tests.simulation.server import Server
+from tests.simulation.world import BEGINNING, Datetime, Process, World
+
+DEFAULT_QUEUE = "celery"
+
+
+class App:
+    """Stands for a Celery app: what it is configured with, and how it sends."""
+
+    timezone = BEGINNING.tzinfo
+    tasks: dict[str, Any]
+
+    def __init__(self, broker: Broker, process: Process, schedule: dict[str, float]) -> None:
+        """Make the app of a process."""
+        self._broker = broker
+        self._process = process
+        self.tasks = {}
+        self.conf = SimpleNamespace(
+            beat_max_loop_interval=0,
+            beat_sync_every=0,
+            beat_schedule={
+                name: {"task": f"task of {name}", "schedule": timedelta(seconds=seconds)}
+                for name, seconds in schedule.items()
+            },
+            result_expires=None,
+            enable_utc=True,
+        )
+        self.amqp = SimpleNamespace(
+            Producer=lambda connection, **_: connection,
+            queues=SimpleNamespace(deselect=lambda _names: None, consume_from=()),
+        )
+
+    def now(self) -> Any:
+        """Return what the clock of the process shows."""
+        return Datetime.now(self.timezone)
+
+    def connection_for_write(self, **_: Any) -> Connection:
+        """Return a connection that is not connected yet."""
+        return Connection(self._broker, self._process)
+
+    connection_for_read = connection_for_write
+
+    def send_task(self, name: str, args: Any = (), kwargs: Any = None, *, producer: Any, **options: Any) -> None:
+        """Send a message, or put it on the load of a batch."""
+        message = Message(
+            options.get("queue") or DEFAULT_QUEUE, name, options["task_id"], options["headers"], tuple(args)
+        )
+        if isinstance(producer, list):
+            producer.append(message)
+        else:
+            producer.send([message])
+
+
+class Node:
+    """A worker on a host, that may be started again after it was killed."""
+
+    def __init__(self, world: World, server: Server, broker: Broker, name: str, config: Config, schedule: Any) -> None:
+        """Prepare; see `start`."""
+        self.world = world
+        self.name = name
+        self.config = config
+        self.process: Process | None = None
+        self.participant: Any = None
+        # Called with each process that is started, and whenever what it trusts changes.
+        self.trusts: Callable[[Node], object] = lambda _node: None
+        self._server = server
+        self._broker = broker
+        self._schedule = schedule
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its process lives."""
+        return self.process is not None and not self.process.dead
+
+    @property
+    def trusted_term(self) -> int | None:
+        """The term that it trusts itself to lead, or none."""
+        if self.process is None or self.process.dead:
+            return None
+        term = self.process.asked(lambda: self.participant.leadership.term)
+        return term.number if term is not None else None
+
+    def start(self) -> None:
+        """Start a process, in which the worker stands for the election, unless there is one."""
+        if self.is_up:
+            return
+        random = self.world.random
+        process = self.process = Process(self.world, self.name, random.uniform(0.99, 1.01), random.uniform(0, 1000))
+        process.wall = random.uniform(-0.3, 0.3)
+        self.world.processes.append(process)
+        worker = SimpleNamespace(
+            app=App(self._broker, process, self._schedule),
+            hostname=self.name,
+            scheduler=Scheduler,
+            schedule_filename="",
+        )
+
+        def start() -> None:
+            self.participant = Participant(worker, self.config)
+            process.page.written = lambda: self.trusts(self)
+            self.participant.start()
+
+        self.world.tell(self.name, "is started")
+        process.asked(start)
+
+    def resign(self) -> None:
+        """Let another node lead, as an operator asks for it."""
+        self.participant._elector.resign()  # noqa: SLF001 - as remote control will
+
+    def restart(self, when: float) -> None:
+        """End the process as a warm shutdown does, and start another, at `when` or later."""
+        process, participant = self.process, self.participant
+        assert process is not None
+        self.world.tell(self, "is told to stop")
+        process.asked(participant.wind_down)
+
+        def end() -> None:
+            participant.drain()
+            participant.stop()
+            process.kill()
+            self.world.at(max(when, self.world.now), self.start)
+
+        process.run(end, "main")
+
+    def __str__(self) -> str:
+        """Return its name."""
+        return self.name

@@ -1,0 +1,225 @@
+"""One history: drawn from a seed, played, and looked at all the while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from random import Random
+from typing import TypeVar
+
+from celery_pgleader.channels import Route
+from celery_pgleader.config import Config
+from tests.simulation.broker import Broker
+from tests.simulation.checks import Checks
+from tests.simulation.faults import BEAT, ELECTION, RELAY, Fault, arrange, draw_faults
+from tests.simulation.nodes import Node
+from tests.simulation.server import Server
+from tests.simulation.world import World
+
+T = TypeVar("T")
+
+ELECTION_NAME = "shop"
+CHANNEL = "orders"
+# Simulated seconds within which, when all faults are over, somebody leads and everything is done that is due.
+LEADER_BOUND, WORK_BOUND = 12.0, 45.0
+GLANCE = 0.25
+
+
+@dataclass(frozen=True)
+class Send:
+    """A durable notification.
+
+    Attributes:
+        at: when it is written.
+        seconds: until it is committed, or rolled back.
+        committed: which of both.
+        key: its key.
+        number: its payload.
+
+    """
+
+    at: float
+    seconds: float
+    committed: bool
+    key: str | None
+    number: int
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that a history begins with; with the same, it is the same.
+
+    Attributes:
+        seed: for all that is left to chance while it is played.
+        nodes: how many.
+        ttl: the setting.
+        until: when all faults are over, in simulated seconds.
+        schedule: periods of schedule entries, by name.
+        sends: durable notifications.
+        faults: what goes wrong.
+
+    """
+
+    seed: int
+    nodes: int
+    ttl: float
+    until: float
+    schedule: dict[str, float] = field(default_factory=dict)
+    sends: tuple[Send, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        lines = [f"seed {self.seed}: {self.nodes} nodes, ttl {self.ttl:g} s, faults until {self.until:.3f} s"]
+        lines += [f"    every {period:g} s: {name}" for name, period in self.schedule.items()]
+        lines += [f"    {send}" for send in self.sends]
+        lines += [f"    {fault}" for fault in sorted(self.faults, key=lambda fault: fault.at)]
+        return "\n".join(lines)
+
+
+def draw(seed: int) -> History:
+    """Return the history of a seed."""
+    random = Random(seed)
+    nodes = random.choice((1, 2, 3, 3, 4))
+    until = random.uniform(1.5, 5)
+    operations = [*ELECTION]
+    schedule: dict[str, float] = {}
+    sends: list[Send] = []
+    kind = random.random()
+    if kind < 0.45:
+        schedule = {f"entry {i}": random.choice((0.5, 1.0, 2.5)) for i in range(random.randint(1, 3))}
+        operations += BEAT
+    elif kind < 0.7:
+        sends = [_draw_send(random, until, number) for number in range(random.randint(2, 12))]
+        operations += RELAY
+    faults = draw_faults(random, random.randint(1, 5), nodes, until, operations)
+    return History(seed, nodes, random.choice((1.0, 2.0)), until, schedule, tuple(sends), tuple(faults))
+
+
+def _draw_send(random: Random, until: float, number: int) -> Send:
+    key = random.choice((None, "a", "a", "b"))
+    held = random.choice((0.001, 0.02, 0.5)) * random.random()
+    return Send(random.uniform(0, until), held, random.random() < 0.9, key, number)
+
+
+@lru_cache
+def _config(ttl: float, *, relays: bool) -> Config:
+    channels = {CHANNEL: (Route("on_order", queue="orders"),)} if relays else {}
+    return Config(
+        database_url="host=simulated", election=ELECTION_NAME, ttl=ttl, poll_interval=ttl / 2, channels=channels
+    )
+
+
+class Scene:
+    """A history while it is played."""
+
+    def __init__(self, history: History, *, trace: bool = False) -> None:
+        """Put everything into place."""
+        self.history = history
+        self.world = World(history.seed, trace=trace)
+        self.server = self.world.server = Server(self.world)
+        self.broker = Broker(self.world)
+        config = _config(history.ttl, relays=bool(history.sends))
+        self.nodes = [
+            Node(self.world, self.server, self.broker, f"node {number}", config, history.schedule)
+            for number in range(history.nodes)
+        ]
+        self.checks = Checks(self)
+        for node in self.nodes:
+            self.world.at(self.world.random.random() * 0.5, node.start)
+        for fault in history.faults:
+            arrange(self, fault)
+        for send in history.sends:
+            parameters = {"channel": CHANNEL, "payload": str(send.number), "key": send.key}
+            self.world.at(send.at, self.server.transact, parameters, send.seconds, send.committed)
+
+    @property
+    def leader(self) -> Node | None:
+        """Who trusts itself to lead, if somebody does."""
+        return next((node for node in self.nodes if node.trusted_term is not None), None)
+
+    def node(self, number: int) -> Node:
+        """Return a node by its number, or the leader."""
+        return self.nodes[number % len(self.nodes)] if number >= 0 else (self.leader or self.nodes[0])
+
+    def play(self) -> list[str]:
+        """Play the history; return what was not as promised."""
+        world, until = self.world, self.history.until
+        try:
+            world.run(until)
+            world.traps.clear()
+            for node in self.nodes:
+                if not node.is_up:
+                    node.start()
+            while not world.violations and not self.checks.is_at_rest():
+                if world.now > until + LEADER_BOUND and self.leader is None:
+                    world.violated(f"nobody leads {LEADER_BOUND:g} s after the last fault")
+                elif world.now > until + WORK_BOUND:
+                    world.violated(f"{WORK_BOUND:g} s after the last fault {self.checks.what_is_left()}")
+                else:
+                    world.run(world.now + GLANCE)
+            if not world.violations:
+                self.checks.at_the_end()
+        finally:
+            world.end()
+        return world.violations
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a history.
+
+    Attributes:
+        violations: what was not as promised.
+        trace: what happened, line by line, if that was wanted.
+        terms: how many there were.
+        seconds: of simulated time that it took.
+        mark: a number that tells whether two histories went the same way.
+
+    """
+
+    violations: list[str]
+    trace: list[str]
+    terms: int
+    seconds: float
+    mark: float
+
+
+def play(history: History, *, trace: bool = False) -> Outcome:
+    """Play a history."""
+    scene = Scene(history, trace=trace)
+    violations, world = scene.play(), scene.world
+    return Outcome(violations, world.trace or [], scene.checks.highest_term, world.now, world.random.random())
+
+
+def shrink(history: History) -> History:
+    """Return a history with as little in it as is needed for something in it not to be as promised."""
+    smaller = True
+    while smaller:
+        smaller = False
+        for candidate in _smaller(history):
+            if play(candidate).violations:
+                history, smaller = candidate, True
+                break
+    return history
+
+
+def _smaller(history: History) -> Iterator[History]:
+    for faults in _fewer(history.faults):
+        yield replace(history, faults=faults)
+    for sends in _fewer(history.sends):
+        yield replace(history, sends=sends)
+    for entry in history.schedule if len(history.schedule) > 1 else ():
+        yield replace(history, schedule={k: v for k, v in history.schedule.items() if k != entry})
+    if history.nodes > 1:
+        yield replace(history, nodes=history.nodes - 1)
+
+
+def _fewer(items: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
+    half = len(items) // 2
+    if half:
+        yield items[:half]
+        yield items[half:]
+    for index in range(len(items)):
+        yield items[:index] + items[index + 1 :]

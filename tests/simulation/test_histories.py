@@ -1,0 +1,67 @@
+"""Histories of faults, each the same whenever it is played, and planted bugs that they have to bring to light."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.simulation.planted import BUGS
+
+PARTS, HISTORIES = 4, 2_500
+# By then each planted bug is found.
+MOST = 20_000
+
+
+def simulate(*options: object, **environ: str) -> Any:
+    """Run it as it is run by hand, in a process of its own: it replaces threads and clocks in the package."""
+    # Not measured: what it covers is what it replaces nothing of, and measuring would take longer than the histories.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *map(str, options)],
+        env={**inherited, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_histories(part: int) -> None:
+    """Whatever goes wrong, all is as promised; and some time later, all is done that is due."""
+    done = simulate("--histories", HISTORIES, "--seed", part * HISTORIES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_seed_makes_one_history() -> None:
+    """Whatever else there is by chance, such as the order of sets."""
+    marks = {
+        re.search(r"mark (\w+)", simulate("--histories", 100, PYTHONHASHSEED=str(number)).stdout)[1]  # type: ignore[index]  # it is there
+        for number in range(3)
+    }
+    assert len(marks) == 1
+
+
+@pytest.mark.parametrize("bug", sorted(name for name, bug in BUGS.items() if bug.found_by))
+def test_a_planted_bug_is_found_elsewhere(bug: str) -> None:
+    """What histories cannot show, since it takes a real part or the inside of one, other tests have to."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--plant", bug, *BUGS[bug].found_by.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert " failed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("bug", sorted(name for name, bug in BUGS.items() if not bug.found_by))
+def test_a_planted_bug_is_found(bug: str) -> None:
+    """Soon, and with a history that shows it and little else."""
+    done = simulate("--histories", MOST, "--plant", bug)
+    print(done.stdout)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "replay with: python -m tests.simulation --histories 1 --seed" in done.stdout

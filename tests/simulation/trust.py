@@ -1,0 +1,77 @@
+"""The simulated page of memory in which a worker tells its pool's processes which term it leads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.simulation.world import Process, world
+
+
+class TrustPage:
+    """Takes the place of the worker's side of the page."""
+
+    def __init__(self, process: Process) -> None:
+        """Make the page of a process."""
+        process.page = self
+        self.process = process
+        self.term = 0
+        self.trusted_until = 0.0
+        self.is_shut = False
+        self.runs: set[BegunRun] = set()
+        # Called whenever it is written.
+        self.written: Callable[[], object] = lambda: None
+
+    def write(self, term: int, trusted_until: float) -> None:
+        """Tell which term is led, and until when to trust it."""
+        self.term, self.trusted_until = term, trusted_until
+        self.written()
+
+    def shut(self) -> None:
+        """Have no run begin any more."""
+        self.is_shut = True
+
+    def has_runs(self) -> bool:
+        """Tell whether a run is going on."""
+        return bool(self.runs)
+
+    def close(self) -> None:
+        """Tell that no term is led."""
+        self.write(0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class BegunRun:
+    """A run that is going on."""
+
+    page: TrustPage
+    term: int
+
+    def end(self) -> None:
+        """Be over."""
+        self.page.runs.discard(self)
+
+
+class TrustReader:
+    """Takes the place of the side of the processes in which tasks run."""
+
+    @staticmethod
+    def term() -> int | None:
+        """Return the term that may be trusted now, or none."""
+        process = world().process
+        page = process.page
+        return page.term if page is not None and process.monotonic() < page.trusted_until else None
+
+    def may_begin(self) -> bool:
+        """Tell whether a run may begin now."""
+        page = world().process.page
+        return self.term() is not None and page is not None and not page.is_shut
+
+    def begin(self) -> BegunRun | None:
+        """Begin a run, or return none if it may not begin."""
+        term, page = self.term(), world().process.page
+        if term is None or page is None or not self.may_begin():
+            return None
+        run = BegunRun(page, term)
+        page.runs.add(run)
+        return run

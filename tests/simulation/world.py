@@ -1,0 +1,474 @@
+"""Simulated time, processes and threads: everything happens one after the other, in an order that a seed decides.
+
+A thread is a greenlet. It runs until it waits for something; then the world goes on to whatever comes next in simulated
+time. So a history of hours takes milliseconds, and the same seed makes the same one.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from random import Random
+from typing import Any
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from celery_pgleader.postgres import GLANCE
+
+BEGINNING = datetime(2026, 3, 1, tzinfo=timezone.utc)
+# Between one thread letting go of something and another going on with it, at most.
+HANDOVER = 0.0005
+
+
+class World:
+    """All that there is in one history."""
+
+    def __init__(self, seed: int, *, trace: bool = False) -> None:
+        """Begin at zero, with nothing in it."""
+        global _present  # noqa: PLW0603 - as there is one time
+        _present = self
+        self.random = Random(seed)
+        self.now = 0.0
+        self.over = False
+        self.processes: list[Process] = []
+        self.process: Process = Process(self, "nobody")
+        self.thread: Thread | None = None
+        # Postgres; set by whoever puts the world together.
+        self.server: Any = None
+        self.hub = getcurrent()
+        self.violations: list[str] = []
+        # Asked at each operation whether a fault waits for it: by whom it is done, what it is, and how far it has got.
+        # They return for how many seconds it is held up there.
+        self.traps: list[Callable[[Process, str, str], float | None]] = []
+        self.trace: list[str] | None = [] if trace else None
+        self._agenda: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._number = 0
+
+    def at(self, when: float, call: Callable[..., object], *args: Any) -> None:
+        """Have something called at a time."""
+        self._number += 1
+        heapq.heappush(self._agenda, (when, self._number, call, args))
+
+    def soon(self, call: Callable[..., object], *args: Any) -> None:
+        """Have something called in a moment."""
+        self.at(self.now + self.random.random() * HANDOVER, call, *args)
+
+    def run(self, until: float) -> None:
+        """Let time pass, until then or until something goes wrong."""
+        agenda = self._agenda
+        while agenda and agenda[0][0] <= until and not self.violations:
+            self.now, _, call, args = heapq.heappop(agenda)
+            call(*args)
+        self.now = max(self.now, until)
+
+    def end(self) -> None:
+        """End all threads, wherever they are."""
+        self.over = True
+        for process in self.processes:
+            for thread in process.threads:
+                thread.end()
+
+    def violated(self, what: str) -> None:
+        """Note that something is not as promised."""
+        self.violations.append(what)
+        self.tell("VIOLATED", what)
+
+    def tell(self, who: object, what: str) -> None:
+        """Write a line of the history, if somebody wants to read it."""
+        if self.trace is not None:
+            self.trace.append(f"{self.now:10.4f}  {who!s:<14} {what}")
+
+
+# There is always one, so that whatever asks for the time can be made before a history begins.
+_present: World
+
+
+def world() -> World:
+    """Return the world."""
+    return _present
+
+
+class Process:
+    """One process, with clocks of its own.
+
+    Attributes:
+        rate: how fast its monotonic clock goes.
+        wall: seconds by which its other clock is ahead.
+        dead: it was killed, or has ended.
+        paused_until: until when it is stopped.
+        cut_until: until when nothing comes through between it and a peer, by the peer's name.
+        lag: seconds that everything takes longer, until `lag_until`.
+        sessions: its connections, which the operating system closes when it dies.
+        page: its trust page, if it has one.
+
+    """
+
+    def __init__(self, world: World, name: str, rate: float = 1.0, boot: float = 0.0) -> None:
+        """Make a process in which nothing runs yet."""
+        self.world = world
+        self.name = name
+        self.rate = rate
+        self.boot = boot
+        self.wall = 0.0
+        self.dead = False
+        self.paused_until = 0.0
+        self.cut_until: dict[str, float] = {}
+        self.lag = self.lag_until = 0.0
+        self.threads: list[Thread] = []
+        self.sessions: list[Any] = []
+        self.page: Any = None
+
+    def __str__(self) -> str:
+        """Return its name."""
+        return self.name
+
+    def monotonic(self) -> float:
+        """Return what its monotonic clock shows."""
+        return self.boot + self.world.now * self.rate
+
+    def time(self) -> float:
+        """Return what its clock shows, in seconds since the epoch."""
+        return BEGINNING.timestamp() + self.world.now + self.wall
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        if not self.dead:
+            self.dead = True
+            self.world.tell(self, "is killed")
+            for session in self.sessions:
+                session.vanish()
+
+    def pause(self, seconds: float) -> None:
+        """Stop it, as SIGSTOP does, or a virtual machine that is moved."""
+        self.world.tell(self, f"is stopped for {seconds:.3f} s")
+        self.paused_until = max(self.paused_until, self.world.now + seconds)
+
+    def step(self, name: str) -> None:
+        """Be about to do something that others can notice."""
+        if self.world.traps:
+            self.trapped(name, "before")
+            if self.dead or self.paused_until > self.world.now:
+                running().park(self.world.now)
+
+    def trapped(self, name: str, stage: str) -> float:
+        """Have the faults happen that wait for an operation to get so far; return for how long it is held up."""
+        held_up = 0.0
+        for trap in tuple(self.world.traps):
+            seconds = trap(self, name, stage)
+            if seconds is not None:
+                self.world.traps.remove(trap)
+                held_up += seconds
+        return held_up
+
+    def reaches(self, peer: str) -> float:
+        """Return when something that is sent now arrives at a peer, or from it."""
+        world = self.world
+        latency = 0.0002 + world.random.random() * 0.0015 + (self.lag if world.now < self.lag_until else 0.0)
+        return max(world.now, self.cut_until.get(peer, 0.0)) + latency
+
+    def run(self, target: Callable[[], object], name: str) -> Thread:
+        """Run something in a thread of this process."""
+        thread = Thread(target=target, name=name)
+        thread.process = self
+        thread.start()
+        return thread
+
+    def asked(self, question: Callable[[], Any]) -> Any:
+        """Return an answer as it is by this process' clocks."""
+        before, self.world.process = self.world.process, self
+        try:
+            return question()
+        finally:
+            self.world.process = before
+
+
+def sleep(seconds: float) -> None:
+    """Have the running thread wait."""
+    thread = running()
+    thread.park(thread.process.world.now + seconds)
+
+
+def running() -> Thread:
+    """Return the thread that runs; end it if the world has ended."""
+    thread = _present.thread
+    if thread is None or _present.over:
+        raise GreenletExit
+    return thread
+
+
+class Thread:
+    """Takes the place of `threading.Thread`."""
+
+    def __init__(
+        self, target: Callable[[], object] | None = None, name: str = "", *, daemon: bool | None = None
+    ) -> None:
+        """Prepare; see `threading.Thread`."""
+        self.process = _present.process
+        self.name = name
+        self.ticket = 0
+        self._target = target
+        self._greenlet: greenlet | None = None
+        self._alive = False
+        self._joining: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Begin to run in a moment."""
+        self._alive = True
+        self._greenlet = greenlet(self._run, self.process.world.hub)
+        self.process.threads.append(self)
+        self.process.world.soon(self._resume, None, self.ticket)
+
+    def run(self) -> None:
+        """Do what the thread is for."""
+        if self._target is not None:
+            self._target()
+
+    def is_alive(self) -> bool:
+        """Tell whether it runs."""
+        return self._alive
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end."""
+        if self._alive:
+            event = Event()
+            self._joining.append(event.set)
+            event.wait(timeout)
+
+    def end(self) -> None:
+        """End it, wherever it is."""
+        if self._greenlet:
+            self._greenlet.throw()
+
+    def park(self, until: float | None = None) -> Any:
+        """Wait to be woken, at `until` with `TIME_UP`; return with what it was woken."""
+        world = self.process.world
+        if until is not None:
+            world.at(until, self._resume, TIME_UP, self.ticket)
+        return world.hub.switch()
+
+    def waker(self) -> Callable[..., None]:
+        """Return what wakes the thread from its next wait, with a value, and no other."""
+        ticket = self.ticket
+
+        def wake(value: Any = None) -> None:
+            if self.ticket == ticket:
+                self.process.world.soon(self._resume, value, ticket)
+
+        return wake
+
+    def _resume(self, value: Any, ticket: int) -> None:
+        process = self.process
+        world = process.world
+        if ticket != self.ticket or process.dead:
+            return
+        if process.paused_until > world.now:
+            world.at(process.paused_until, self._resume, value, ticket)
+            return
+        self.ticket += 1
+        world.thread, world.process = self, process
+        assert self._greenlet is not None
+        self._greenlet.switch(value)
+        world.thread = None
+
+    def _run(self, _value: object = None) -> None:
+        world = self.process.world
+        try:
+            self.run()
+        except GreenletExit:
+            pass
+        except Exception as error:  # noqa: BLE001 - no thread of the package may end so
+            world.violated(f"the thread {self.name} of {self.process} failed: {error!r}")
+        self._alive = False
+        if not world.over:
+            for wake in self._joining:
+                wake()
+
+
+TIME_UP = object()
+
+
+def current_thread() -> Thread | None:
+    """Take the place of `threading.current_thread`."""
+    return _present.thread
+
+
+def get_ident() -> int:
+    """Take the place of `threading.get_ident`."""
+    return id(_present.thread)
+
+
+class Event:
+    """Takes the place of `threading.Event`."""
+
+    def __init__(self) -> None:
+        """Begin unset."""
+        self._set = False
+        self._wakers: list[Callable[[], None]] = []
+
+    def is_set(self) -> bool:
+        """Tell whether it is set."""
+        return self._set
+
+    def set(self) -> None:
+        """Set it."""
+        self._set = True
+        wakers, self._wakers = self._wakers, []
+        for wake in wakers:
+            wake()
+
+    def clear(self) -> None:
+        """Set it no more."""
+        self._set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set."""
+        if not self._set and (timeout is None or timeout > 0):
+            thread = running()
+            self._wakers.append(thread.waker())
+            thread.park(None if timeout is None else _present.now + timeout / thread.process.rate)
+        return self._set
+
+
+class Lock:
+    """Takes the place of `threading.Lock` and `threading.RLock`."""
+
+    def __init__(self) -> None:
+        """Begin free."""
+        self._owner: Thread | None = None
+        self._depth = 0
+        self._wakers: deque[Callable[[], None]] = deque()
+
+    def __enter__(self) -> bool:
+        """Take it."""
+        thread = _present.thread
+        while self._depth and self._owner is not thread:
+            waiting = running()
+            self._wakers.append(waiting.waker())
+            waiting.park()
+        self._owner = thread
+        self._depth += 1
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self._depth -= 1
+        if not self._depth and self._wakers:
+            self._wakers.popleft()()
+
+
+class Condition(Lock):
+    """Takes the place of `threading.Condition`."""
+
+    def __init__(self) -> None:
+        """Begin free."""
+        super().__init__()
+        self._waiting: list[Callable[[], None]] = []
+
+    def notify_all(self) -> None:
+        """Wake all who wait."""
+        waiting, self._waiting = self._waiting, []
+        for wake in waiting:
+            wake()
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Wait until something is so."""
+        until = None if timeout is None else _present.now + timeout / _present.process.rate
+        while not (result := predicate()) and (until is None or _present.now < until):
+            thread = running()
+            depth, self._depth = self._depth, 1
+            self._waiting.append(thread.waker())
+            self.__exit__()
+            thread.park(until)
+            self.__enter__()
+            self._depth = depth
+        return result
+
+
+class Requests:
+    """Takes the place of `celery_pgleader.election.requests.Requests`."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._items: deque[Any] = deque()
+        self._process = _present.process
+        self._wake: Callable[[], None] | None = None
+
+    def put(self, item: Any) -> None:
+        """Leave a request, which who waits for the server sees at the next glance."""
+        self._items.append(item)
+        if self._wake is not None:
+            self._wake()
+        for session in self._process.sessions:
+            _present.at(_present.now + _present.random.random() * GLANCE, session.poke)
+
+    def take(self) -> Any:
+        """Return the oldest request, or none."""
+        return self._items.popleft() if self._items else None
+
+    def pending(self) -> bool:
+        """Tell whether there is one."""
+        return bool(self._items)
+
+    def wait(self, seconds: float, other: Any = None) -> None:
+        """Wait for a request, or for the server to say something."""
+        if not self._items:
+            thread = running()
+            self._wake = thread.waker()
+            if other is not None:
+                other.when_readable(self._wake)
+            thread.park(_present.now + seconds / thread.process.rate)
+            self._wake = None
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class SimpleQueue:
+    """Takes the place of `queue.SimpleQueue`."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._items: deque[Any] = deque()
+        self._filled = Event()
+
+    def empty(self) -> bool:
+        """Tell whether there is nothing in it."""
+        return not self._items
+
+    def put(self, item: Any) -> None:
+        """Put something in."""
+        self._items.append(item)
+        self._filled.set()
+
+    def get(self) -> Any:
+        """Wait for something, and take it out."""
+        while not self._items:
+            self._filled.clear()
+            self._filled.wait()
+        return self._items.popleft()
+
+
+class Clock:
+    """Takes the place of the module `time`: the clocks of the running process."""
+
+    @staticmethod
+    def monotonic() -> float:
+        """Return what the monotonic clock shows."""
+        return _present.process.monotonic()
+
+    @staticmethod
+    def time() -> float:
+        """Return what the other one shows."""
+        return _present.process.time()
+
+
+class Datetime(datetime):
+    """Takes the place of `datetime.datetime` where the present is asked for."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]  # never without a zone
+        """Return what the clock of the running process shows."""
+        process = _present.process
+        return (BEGINNING + timedelta(seconds=_present.now + process.wall)).astimezone(tz)
