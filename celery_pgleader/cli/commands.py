@@ -163,3 +163,41 @@ def explain(ctx: click.Context, as_json: bool, entry: str, at: str | None) -> No
     from celery_pgleader.cli.schedule import show_explanation  # noqa: PLC0415 - psycopg only where it is used
 
     ctx.exit(show_explanation(ctx.obj.app, entry, at, as_json=as_json))
+
+
+@command("check")
+@click.option("--live", is_flag=True, help="A worker takes part and, if it leads, its beat has not stalled.")
+@click.option("--node", metavar="NODE", help="Which worker. [celery@<this host>]")
+@click.option("--leader-exists", is_flag=True, help="Somebody leads.")
+@click.option("--max-lateness", metavar="SECONDS", type=float, help="The schedule is no later than that.")
+def check(
+    ctx: click.Context,
+    as_json: bool,
+    live: bool,
+    node: str | None,
+    leader_exists: bool,
+    max_lateness: float | None,
+) -> None:
+    """Check something, for Kubernetes, Nagios and their like.
+
+    Exits with 0 if all that is asked is so, with 2 if not, and with 69 where the database cannot be asked; --live alone
+    passes then, since a worker is none the better for being restarted.
+    """
+    from celery_pgleader.cli.check import run_check  # noqa: PLC0415 - psycopg only where it is used
+
+    ctx.exit(
+        run_check(
+            ctx.obj.app, live=live, leader_exists=leader_exists, max_lateness=max_lateness, node=node, as_json=as_json
+        )
+    )
+
+
+@command("doctor")
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Look for what would go wrong, before it does, and tell what to do about it.
+
+    Exits with 0 only if all is well, with 1 if something is found, and with 69 where the database cannot be asked.
+    """
+    from celery_pgleader.cli.doctor import run_doctor  # noqa: PLC0415 - psycopg only where it is used
+
+    ctx.exit(run_doctor(ctx.obj.app, as_json=as_json))

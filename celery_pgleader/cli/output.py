@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import Any
@@ -41,13 +42,32 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 def show_text(text: str) -> None:
     """Print a paragraph."""
-    click.echo(click.wrap_text(text, WIDTH))
+    click.echo(wrapped(text))
+
+
+def wrapped(text: str, first: str = "", others: str = "") -> str:
+    """Return a paragraph in lines that fit, broken at blanks only.
+
+    Args:
+        text: the paragraph.
+        first: what its first line begins with.
+        others: what all others begin with.
+
+    """
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print facts, one a line, each after its name."""
     for name, fact in facts:
-        click.echo(click.wrap_text(fact, WIDTH, f"{name:<10} ", " " * 11))
+        click.echo(wrapped(fact, f"{name:<10} ", " " * 11))
 
 
 def duration(seconds: float) -> str:

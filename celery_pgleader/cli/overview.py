@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from psycopg.errors import InsufficientPrivilege
+
 from celery_pgleader.cli import sql as statements
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import Seat, seats
@@ -94,7 +96,7 @@ class Overview:
 
 
 def look(config: Config, session: Session) -> Overview:
-    """Return what Postgres knows of an election. Needs no schema.
+    """Return what Postgres knows of an election: less where there is no schema, or the role may not see it.
 
     Raises:
         psycopg.Error: the database could not be asked.
@@ -104,11 +106,15 @@ def look(config: Config, session: Session) -> Overview:
     leader = next((seat for seat in found if seat.role == "leader"), None)
     successors = [seat for seat in found if seat.role == "successor"]
     trust_left = _trust_left(config, session, leader) if leader is not None else None
-    if not session.execute(statements.HAS_SCHEMA).fetchall()[0][0]:
-        return Overview(leader, successors, trust_left=trust_left)
     parameters = {"election": config.election}
-    row = session.execute(statements.ELECTION, parameters).fetchall()[0]
-    lateness, unpublished = session.execute(statements.LATENESS, parameters).fetchall()[0]
+    try:
+        if not session.execute(statements.HAS_SCHEMA).fetchall()[0][0]:
+            return Overview(leader, successors, trust_left=trust_left)
+        row = session.execute(statements.ELECTION, parameters).fetchall()[0]
+        nodes = session.execute(statements.NODES, parameters).fetchall()
+        lateness, unpublished = session.execute(statements.LATENESS, parameters).fetchall()[0]
+    except InsufficientPrivilege:
+        return Overview(leader, successors, trust_left=trust_left)
     return Overview(
         leader=leader,
         successors=successors,
@@ -122,7 +128,7 @@ def look(config: Config, session: Session) -> Overview:
         switchover_to=row[7],
         schema=row[8],
         trust_left=trust_left,
-        nodes=[Node(*node) for node in session.execute(statements.NODES, parameters)],
+        nodes=[Node(*node) for node in nodes],
         lateness=lateness,
         unpublished=unpublished,
     )

@@ -217,3 +217,28 @@ select term, node, gained_at, ended_at, reason from pgleader.terms
 """
 
 FIRST_TERM = "select min(gained_at) from pgleader.terms where election = %(election)s"
+
+# What a server is, and the settings of it that would defeat an election; times in seconds.
+SERVER = """
+select current_setting('server_version_num')::int, pg_is_in_recovery(),
+       current_setting('default_transaction_read_only')::bool,
+       extract(epoch from current_setting('lock_timeout')::interval)::float,
+       extract(epoch from coalesce(current_setting('transaction_timeout', true), '0')::interval)::float,
+       extract(epoch from current_setting('deadlock_timeout')::interval)::float
+"""
+
+# The role's limit, and how many connections the server still has.
+CONNECTIONS = """
+select (select rolconnlimit from pg_roles where rolname = current_user),
+       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - (select count(*) from pg_stat_activity where backend_type = 'client backend')::int
+"""
+
+MAY_CREATE = """
+select has_database_privilege(current_database(), 'create')
+       and coalesce((select pg_has_role(nspowner, 'usage') from pg_namespace where nspname = 'pgleader'), true)
+"""
+
+CLOCK = "select extract(epoch from clock_timestamp())::float"
+
+OTHER_ELECTIONS = "select election from pgleader.elections where election <> %(election)s"

@@ -20,6 +20,7 @@ class Seat:
         node: who, as far as its session's name tells; cut to what Postgres shows.
         backend_pid: the session.
         connected_at: when the session began, ISO 8601; none if we may not see it.
+        is_ours: whether its session is a node's; other programs may take the lock as well.
 
     """
 
@@ -27,6 +28,7 @@ class Seat:
     node: str
     backend_pid: int
     connected_at: str | None
+    is_ours: bool = True
 
 
 def observe(config: Config) -> list[Seat]:
@@ -59,10 +61,15 @@ def seats(config: Config, session: Session) -> list[Seat]:
         "place_objid": place.objid,
     }
     rows = session.execute(HOLDERS, parameters).fetchall()
-    return [Seat(role, _node(name), pid, since) for role, name, pid, since in rows]
+    return [Seat(role, _node(name), pid, since, _is_ours(name)) for role, name, pid, since in rows]
 
 
 def _node(application_name: str | None) -> str:
-    # "pgleader <role> <node>"; a program of another kind may hold the lock, or a role whose sessions we may not see.
+    # A program of another kind may hold the lock, or a role whose sessions we may not see.
+    return (application_name or "").split(" ", 2)[2] if _is_ours(application_name) else application_name or "unknown"
+
+
+def _is_ours(application_name: str | None) -> bool:
+    # "pgleader <role> <node>"
     words = (application_name or "").split(" ", 2)
-    return words[2] if len(words) == 3 and words[0] == "pgleader" else application_name or "unknown"  # noqa: PLR2004
+    return len(words) == 3 and words[0] == "pgleader"  # noqa: PLR2004

@@ -225,6 +225,10 @@ def everything(node: str) -> list[list[str]]:
         ["watches"],
         ["notify", "orders", "1"],
         ["migrate"],
+        ["check", "--leader-exists"],
+        ["check", "--max-lateness", "30"],
+        ["check", "--live", "--node", node],
+        ["doctor"],
     ]
 
 
@@ -285,3 +289,46 @@ def test_with_nobody_leading(operator: Operator) -> None:
     assert states(operator, "tick")["claimed", "run-now"] == 1
     operator.workers.start("b")
     eventually(lambda: states(operator, "tick")["published", "run-now"] == 1, timeout=PATIENCE)
+
+
+STALLING = """
+from pathlib import Path
+from threading import Event
+from celery.beat import PersistentScheduler
+from tests.acceptance.proj import app
+
+class Stalling(PersistentScheduler):
+    def should_sync(self):
+        while Path(__file__).with_name("stalled").exists():
+            Event().wait(0.05)
+        return super().should_sync()
+
+app.conf.beat_scheduler = "stalling:Stalling"
+"""
+
+
+def test_a_leader_whose_beat_has_stalled_fails_its_probe(operator: Operator) -> None:
+    """And so does the schedule; the worker that follows, and the question whether anybody leads, do not."""
+    group = operator.workers
+    module = group.write("stalling", STALLING)
+    leader = group.start("a", app="stalling")
+    group.await_leader()
+    other = group.start("b", app="stalling")
+    group.await_successors(1)
+    await_more(operator, "tick", "published")
+    probe = ("check", "--live", "--leader-exists", "--max-lateness", "30", "--node", leader.node)
+    assert operator.say(*probe).splitlines() == [
+        f"OK live: {leader.node} takes part and leads",
+        f"OK leader-exists: {leader.node} leads",
+        "OK max-lateness: on time",
+    ]
+    module.with_name("stalled").touch()
+    eventually(lambda: operator.run("check", "--max-lateness", "1").returncode == 2, timeout=PATIENCE)
+    eventually(lambda: operator.run("check", "--live", "--node", leader.node).returncode == 2, timeout=PATIENCE)
+    shown = operator.say("check", "--live", "--node", leader.node, code=2)
+    assert shown.startswith(f"CRITICAL live: {leader.node} leads, and has not come to a slot that was due ")
+    assert operator.say("check", "--live", "--node", other.node) == f"OK live: {other.node} takes part\n"
+    assert [result["ok"] for result in operator.ask("check", "--leader-exists")] == [True]
+    assert operator.run("check").returncode == 2
+    gone = operator.say("check", "--live", "--node", "c@test", code=2)
+    assert gone == "CRITICAL live: c@test takes no part in the election\n"
