@@ -28,10 +28,25 @@ class PgLeader:
         self.app = app
         app.pgleader = self
         add_steps(app)
-        app.on_after_finalize.connect(self._on_finalized, weak=False)
+        # By the setting, and not by what the tasks say: those of a program that only sends may never be looked at.
+        if app.configured:
+            self._add_route(app.conf)
+        else:
+            app.on_after_configure.connect(self._on_configured, weak=False)
 
-    def _on_finalized(self, sender: Any, **_: Any) -> None:
+    def route(
+        self, name: str, _args: object, _kwargs: object, _options: object, task: Any = None, **_: object
+    ) -> dict[str, str] | None:
+        """Return where a task's message is to go, as functions in `task_routes` do."""
         from celery_pgleader.config import election_of  # noqa: PLC0415 - psycopg only where it is used
-        from celery_pgleader.tasks import route_leader_only_tasks  # noqa: PLC0415 - needs a finalized app
+        from celery_pgleader.tasks import queue_name  # noqa: PLC0415
 
-        route_leader_only_tasks(sender, election_of(sender))
+        known = self.app.tasks.get(name) if task is None else task
+        return {"queue": queue_name(election_of(self.app))} if getattr(known, "leader_only", False) else None
+
+    def _on_configured(self, source: Any, **_: Any) -> None:
+        self._add_route(source)
+
+    def _add_route(self, conf: Any) -> None:
+        others = conf.task_routes
+        conf.task_routes = [self.route, *(others if isinstance(others, list | tuple) else [others] if others else [])]

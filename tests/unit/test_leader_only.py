@@ -14,11 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, chain, group
+from celery.signals import before_task_publish
 from celery.worker import state
 from kombu.asynchronous.timer import scheduled
 
-from celery_pgleader import LeaderOnlyTask, LeadershipLost, current_leadership
+from celery_pgleader import LeaderOnlyTask, LeadershipLost, PgLeader, current_leadership
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
 from celery_pgleader.tasks import request as request_module
@@ -68,6 +69,119 @@ def test_a_marked_task_is_routed(app: Celery) -> None:
     assert queue_of(app, "marked") == "leader-shop"
     assert queue_of(app, "plain") is None
     assert app.tasks["marked"].Strategy == app.tasks["based"].Strategy
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Celery:
+    """Give an app of a program that sends only, with `PgLeader` in its module, and routes of its own given later."""
+    monkeypatch.delenv("PGLEADER_ELECTION", raising=False)
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    PgLeader(app)
+    app.conf.task_routes = {"shop.*": "elsewhere"}
+    return app
+
+
+def add_task(app: Celery, name: str, **options: Any) -> Any:
+    """Define a task."""
+
+    def work(*_: object) -> None:
+        """Do nothing."""
+
+    register: Any = app.task
+    return register(work, name=name, shared=False, **options)
+
+
+def sent_to(app: Celery, send: Callable[[], object]) -> list[str]:
+    """Return the routing keys of what is sent."""
+    keys: list[str] = []
+
+    def note(routing_key: str, **_: object) -> None:
+        keys.append(routing_key)
+
+    before_task_publish.connect(note)
+    try:
+        send()
+    finally:
+        before_task_publish.disconnect(note)
+    return keys
+
+
+def test_a_program_that_only_sends_knows_the_leader_queue(program: Celery) -> None:
+    """Whichever way it sends, before its tasks were ever looked at and after; its other routes are as they were."""
+    marked, plain = add_task(program, "shop.marked", leader_only=True), add_task(program, "shop.plain")
+    assert not vars(program)["finalized"]
+    assert sent_to(program, marked.delay) == ["leader-shop"]
+    assert sent_to(program, plain.delay) == ["elsewhere"]
+    for send in (
+        lambda: marked.apply_async(countdown=5),
+        lambda: program.send_task("shop.marked"),
+        lambda: program.signature("shop.marked").delay(),
+    ):
+        assert sent_to(program, send) == ["leader-shop"]
+    late = add_task(program, "shop.late", leader_only=True)
+    assert sent_to(program, late.delay) == ["leader-shop"]
+
+
+def test_members_of_a_canvas_go_their_own_ways(program: Celery) -> None:
+    """A group sends all of them; a chain the first, with the others in it."""
+    marked, plain = add_task(program, "shop.marked", leader_only=True), add_task(program, "shop.plain")
+    assert sent_to(program, group(marked.si(), plain.si(), marked.si()).delay) == [
+        "leader-shop",
+        "elsewhere",
+        "leader-shop",
+    ]
+    assert sent_to(program, chain(marked.si(), plain.si()).delay) == ["leader-shop"]
+    assert sent_to(program, chain(plain.si(), marked.si()).delay) == ["elsewhere"]
+
+
+def test_a_retry_goes_to_the_leader_queue(program: Celery) -> None:
+    """Wherever the message that is tried again had come from."""
+    marked = add_task(program, "shop.marked", leader_only=True, bind=True)
+    marked.push_request(
+        id="some id",
+        task="shop.marked",
+        called_directly=False,
+        args=(),
+        kwargs={},
+        delivery_info={"exchange": "", "routing_key": "celery"},
+    )
+    try:
+        assert sent_to(program, marked.signature_from_request(countdown=3).apply_async) == ["leader-shop"]
+    finally:
+        marked.pop_request()
+
+
+SHARED = """
+from celery import Celery, shared_task
+from celery.signals import before_task_publish
+from celery_pgleader import PgLeader
+
+@shared_task(leader_only=True)
+def tidy(): ...
+
+app = Celery("shop", broker="memory://")
+PgLeader(app)
+before_task_publish.connect(lambda routing_key, **_: print(routing_key), weak=False)
+tidy.delay()
+"""
+
+
+def test_a_shared_task_is_routed() -> None:
+    """It is the app's as well; in a process of its own, since it is every other app's, too."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PGLEADER_")}
+    ended = subprocess.run([sys.executable, "-c", SHARED], capture_output=True, text=True, check=True, env=environment)
+    assert ended.stdout == "leader-shop\n"
+
+
+def test_routes_are_added_to_an_app_that_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To none, to one, or to a list of them."""
+    monkeypatch.delenv("PGLEADER_ELECTION", raising=False)
+    for given, number in ((None, 1), ({"a": "b"}, 2), ([{"a": "b"}, {"c": "d"}], 3)):
+        app = Celery("shop", broker="memory://", set_as_current=False)
+        app.conf.task_routes = given
+        assert app.conf.task_routes == given
+        PgLeader(app)
+        assert len(app.conf.task_routes) == number
 
 
 class Message:
