@@ -21,6 +21,7 @@ app.conf.update(
     worker_direct=True,
     worker_prefetch_multiplier=int(os.environ.get("LEADING_PREFETCH", "1")),
     broker_connection_retry_on_startup=True,
+    result_backend=os.environ.get("LEADING_RESULTS"),
 )
 if os.environ.get("LEADING_QUORUM"):
     app.conf.update(QUORUM)
@@ -46,6 +47,14 @@ def finish(self: Any, key: str, seconds: float = 0.0) -> None:
 def abort(self: Any, key: str, seconds: float = 0.0) -> None:
     """Be ended when the lead is lost."""
     work(self, key, seconds)
+
+
+@app.task(bind=True, name="leading.again", leader_only=True, max_retries=1)
+def again(self: Any, key: str) -> None:
+    """Ask for a retry the first time."""
+    work(self, f"{key} {self.request.retries}", 0.0)
+    if not self.request.retries:
+        raise self.retry(countdown=1)
 
 
 @app.task(bind=True, name="leading.write", leader_only=True)

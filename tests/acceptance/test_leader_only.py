@@ -11,6 +11,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from celery import chain
+from celery import group as group_of
 
 from celery_pgleader.tasks import queue_name
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
@@ -179,6 +181,23 @@ def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str) -> Non
     assert gained["at"] < ended["at"]
     leader.await_line("leaving although leader-only tasks have not ended within 1 s")
     eventually(lambda: leader.process.poll() is not None, timeout=PATIENCE)
+
+
+def test_canvas_and_retries(leading: Callable[..., Workers], valkey: str) -> None:
+    """Sent by a program without the package, to no queue in particular: all of it runs on the leader."""
+    group = leading(valkey, LEADING_RESULTS=valkey)
+    group.sender.conf.result_backend = valkey
+    leader, _ = pair(group)
+
+    def finish(key: str) -> Any:
+        return group.sender.signature("leading.finish", [key], immutable=True)
+
+    canvas = group_of([finish("member 0"), finish("member 1")])
+    chain(finish("link 0"), canvas, finish("link 2"), app=group.sender).apply_async()
+    group.sender.send_task("leading.again", ["retried"])
+    keys = ["link 0", "member 0", "member 1", "link 2", "retried 0", "retried 1"]
+    for key in keys:
+        assert group.await_fact("ended", key=key)["node"] == leader.node
 
 
 @pytest.mark.xdist_group("rabbitmq")

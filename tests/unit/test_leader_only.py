@@ -135,7 +135,7 @@ def test_members_of_a_canvas_go_their_own_ways(program: Celery) -> None:
 
 
 def test_a_retry_goes_to_the_leader_queue(program: Celery) -> None:
-    """Wherever the message that is tried again had come from."""
+    """From where it had come; no other has run it."""
     marked = add_task(program, "shop.marked", leader_only=True, bind=True)
     marked.push_request(
         id="some id",
@@ -143,7 +143,7 @@ def test_a_retry_goes_to_the_leader_queue(program: Celery) -> None:
         called_directly=False,
         args=(),
         kwargs={},
-        delivery_info={"exchange": "", "routing_key": "celery"},
+        delivery_info={"exchange": "", "routing_key": "leader-shop"},
     )
     try:
         assert sent_to(program, marked.signature_from_request(countdown=3).apply_async) == ["leader-shop"]
