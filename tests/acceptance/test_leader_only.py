@@ -63,6 +63,13 @@ def end_session(group: Workers, database: str) -> None:
         connection.execute("select pg_terminate_backend(%s)", (seat.backend_pid,))
 
 
+def is_there(database: str, session: str) -> bool:
+    """Tell whether Postgres has a session of that name."""
+    with psycopg.connect(database) as connection:
+        found = connection.execute("select 1 from pg_stat_activity where application_name = %s", [session])
+        return found.fetchone() is not None
+
+
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
 @pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
 def test_what_has_not_begun_goes_back(
@@ -169,18 +176,24 @@ def test_a_run_that_is_to_be_aborted(leading: Callable[..., Workers], valkey: st
     assert len(group.facts("ended")) == 1
 
 
-def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str) -> None:
-    """A leader that shuts down stays for its leader-only tasks, but not for ever."""
+def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str, database: str) -> None:
+    """A leader that shuts down stays for its leader-only tasks, but not for ever; nor are they taken from it then."""
     group = leading(valkey, PGLEADER_DRAIN_TIMEOUT="1")
     leader, other = pair(group)
     send(group, "finish", "long", 8.0)
     group.await_fact("began", key="long")
     leader.send(signal.SIGTERM)
     gained = group.await_fact("gained", node=other.node)
+    # It is known to be there as long as it is, though it takes no part any more.
+    eventually(lambda: is_there(database, f"pgleader leaving {leader.node}"), timeout=PATIENCE)
     ended = group.await_fact("ended", key="long")
     assert gained["at"] < ended["at"]
     leader.await_line("leaving although leader-only tasks have not ended within 1 s")
     eventually(lambda: leader.process.poll() is not None, timeout=PATIENCE)
+    assert not is_there(database, f"pgleader leaving {leader.node}")
+    send(group, "finish", "after")
+    group.await_fact("ended", key="after", node=other.node)
+    assert len(group.facts("began", key="long")) == 1
 
 
 def test_canvas_and_retries(leading: Callable[..., Workers], valkey: str) -> None:
