@@ -224,7 +224,7 @@ def _is_shared(session: Session, conninfo: str) -> bool:
 
 def _backend_pid(session: Session, patience: float) -> int:
     with session.bounded(patience):
-        row = session.execute("select pg_backend_pid()").fetchone()
+        row = session.execute("select pg_catalog.pg_backend_pid()").fetchone()
     assert row is not None
     pid: int = row[0]
     return pid

@@ -9,11 +9,13 @@ from __future__ import annotations
 from psycopg.sql import SQL
 
 # Right after connecting: what the server is, and the settings of it that would defeat an election.
-# A role's or database's default must not end a waiting session, nor cut a statement short.
+# A role's or database's default must not end a waiting session, nor cut a statement short; nor must a function that
+# somebody has put into a schema on the search path be taken for Postgres' own.
 GREET = """
 select current_setting('server_version_num')::int as version,
        pg_is_in_recovery() as is_standby,
        extract(epoch from current_setting('deadlock_timeout')::interval)::float as deadlock_timeout,
+       set_config('search_path', 'pg_catalog, pg_temp', false),
        set_config('statement_timeout', '0', false),
        set_config('default_transaction_isolation', 'read committed', false),
        set_config('synchronous_commit',

@@ -59,6 +59,7 @@ begin
     return null;
 end
 {quote};
+revoke execute on function pgleader.{function}() from public;
 """)
 
 PER_STATEMENT = sql.SQL("""
@@ -92,6 +93,7 @@ begin
     return null;
 end
 {quote};
+revoke execute on function pgleader.{function}() from public;
 """)
 
 TRIGGER_PER_ROW = sql.SQL("""

@@ -105,6 +105,7 @@ select pg_advisory_unlock_all() from (select count(*) from ended) written
 # Right after connecting, in sessions that write for a leader.
 GREET = """
 select extract(epoch from clock_timestamp())::float,
+       set_config('search_path', 'pg_catalog, pg_temp', false),
        set_config('TimeZone', 'UTC', false),
        set_config('DateStyle', 'ISO', false),
        set_config('default_transaction_isolation', 'read committed', false),
@@ -255,7 +256,8 @@ select w.entry from unnest(%(entries)s::text[], %(keys)s::bigint[]) w(entry, key
 # In the sessions of those who run tasks, and of relays. They may be idle for as long as a run takes, or nothing comes;
 # but a host that is gone must not hold its locks for the two hours that TCP waits by default.
 STAY = """
-select set_config('idle_session_timeout', '0', false),
+select set_config('search_path', 'pg_catalog, pg_temp', false),
+       set_config('idle_session_timeout', '0', false),
        set_config('tcp_keepalives_idle', '15', false),
        set_config('tcp_keepalives_interval', '5', false),
        set_config('tcp_keepalives_count', '3', false)
