@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.eventually import eventually
-from tests.support.operator import Operator
+from tests.support.operating import Operator
 from tests.support.workers import PATIENCE, Workers
 
 APP = "tests.acceptance.timetable"

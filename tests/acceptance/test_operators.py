@@ -15,7 +15,7 @@ import pytest
 from celery_pgleader.cli import sql as statements
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.support.eventually import eventually
-from tests.support.operator import Operator
+from tests.support.operating import Operator
 from tests.support.workers import PATIENCE, Worker, Workers
 
 ELECTION = {"election": "proj"}
