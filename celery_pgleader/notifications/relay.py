@@ -125,6 +125,7 @@ class Round:
         self._seen = 0
         self._pause = FIRST_REST
         self._nap = FIRST_NAP
+        self._lay_down = -math.inf
 
     def go_on(self, ended: threading.Event) -> None:
         """Dispatch what waits and what comes."""
@@ -267,8 +268,12 @@ class Round:
     def _sleep(self, ended: threading.Event) -> None:
         """Wait for a wake-up, the end of a rest, or the next look."""
         now = self._clock()
-        until = min([now + POLL, *(rest_until for _, rest_until in self._resting.values())])
         # Where senders follow one another closely, it is cheaper for all to look than to be woken.
+        if now < self._lay_down + FIRST_NAP:
+            ended.wait(self._lay_down + FIRST_NAP - now)
+            return
+        self._lay_down = now
+        until = min([now + POLL, *(rest_until for _, rest_until in self._resting.values())])
         if not self._mailbox.lie_down(lightly=self._nap > FIRST_NAP):
             until = min(until, now + self._nap)
             self._nap = min(LONGEST_NAP, self._nap * 2)

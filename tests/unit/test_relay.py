@@ -51,7 +51,8 @@ class MemoryMailbox(Mailbox):
         return found[:limit]
 
     def is_any_waiting(self, *, resting: Collection[Letter] = ()) -> bool:
-        return bool(self.waiting(resting=resting))
+        assert not resting, "no test has both"
+        return bool(self.letters)
 
     def lie_down(self, *, lightly: bool) -> bool:
         self.diary.append("sleep" if self.is_quiet else "light sleep" if lightly else "up")
@@ -278,19 +279,26 @@ def test_task_ids_are_made_of_the_notification_and_the_task() -> None:
     assert seen == [str(uuid5(UID, "shop.on_order"))]
 
 
-class Nights:
-    """What happens to a relay while it waits, and what it does."""
+class Nights(threading.Event):
+    """What happens to a relay while it waits, up to the end, and what it does."""
 
     def __init__(self, *letters: Letter) -> None:
         """Begin with letters."""
+        super().__init__()
         self.desk = Desk(*letters)
-        self._ended = threading.Event()
+        self.mailbox = self.desk.mailbox
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.mailbox.diary.append(f"nap {timeout:.3f} s")
+        self.desk.now += timeout
+        return self.is_set()
 
     def told(self, *nights: Callable[[], bool]) -> list[str]:
         """Let these happen, one in each wait, and the end in the last; return what the relay did."""
-        self.desk.mailbox.nights = [*nights, self._end]
-        self.desk.round.go_on(self._ended)
-        return self.desk.mailbox.diary
+        self.mailbox.nights = [*nights, self._end]
+        self.desk.round.go_on(self)
+        return self.mailbox.diary
 
     def pass_by(self, seconds: float = GLANCE) -> Callable[[], bool]:
         """Have time go by."""
@@ -301,20 +309,26 @@ class Nights:
 
         return night
 
+    def wake(self, *letters: Letter, after: float = GLANCE) -> Callable[[], bool]:
+        """Have these come, with a wake-up, after so many seconds."""
+
+        def night() -> bool:
+            self.desk.now += after
+            self.mailbox.letters += letters
+            return True
+
+        return night
+
     def _end(self) -> bool:
-        self._ended.set()
+        self.set()
         return False
 
 
 def test_with_nothing_to_do_it_sleeps() -> None:
     """Until it is woken; then it is up while it works."""
     nights = Nights(make(1))
-
-    def wake() -> bool:
-        nights.desk.mailbox.letters.append(make(2))
-        return True
-
-    assert nights.told(nights.pass_by(), wake) == ["sleep", "0.10 s", "0.10 s", "got up", "sleep", "0.10 s", "got up"]
+    diary = nights.told(nights.pass_by(), nights.wake(make(2)))
+    assert diary == ["sleep", "0.10 s", "0.10 s", "got up", "sleep", "0.10 s", "got up"]
     assert nights.desk.courier.taken == [1, 2]
 
 
@@ -327,6 +341,7 @@ def test_it_looks_again_without_a_wake_up() -> None:
 def test_it_looks_when_a_rest_is_over() -> None:
     """And not before."""
     nights = Nights(make(1, payload='"bad"'))
+    nights.mailbox.is_any_waiting = lambda **_: False  # type: ignore[method-assign]  # it rests
     diary = nights.told(nights.pass_by(FIRST_REST - 0.02), nights.pass_by(0.03))
     assert diary == ["sleep", "0.10 s", "0.02 s", "got up", "sleep", "0.10 s", "got up"]
     assert nights.desk.courier.taken == [1], "as it can be sent now"
@@ -335,7 +350,7 @@ def test_it_looks_when_a_rest_is_over() -> None:
 def test_it_does_not_sleep_while_senders_are_on_the_way() -> None:
     """It looks again soon, then less and less often; and those who come after the first look may wake it."""
     nights = Nights()
-    nights.desk.mailbox.is_quiet = False
+    nights.mailbox.is_quiet = False
     diary = nights.told(*[nights.pass_by()] * 4, nights.pass_by(0.2), nights.pass_by(0.2))
     assert [what for what in diary if what != "got up"] == [
         *("up", "0.01 s"),
@@ -358,30 +373,40 @@ def test_who_may_not_act_sleeps() -> None:
 def test_what_came_before_it_lay_down_is_seen() -> None:
     """Nobody wakes it for that."""
     nights = Nights()
-    mailbox = nights.desk.mailbox
-    original = mailbox.lie_down
+    original = nights.mailbox.lie_down
 
     def lie_down(*, lightly: bool) -> bool:
         if not nights.desk.courier.taken:
-            mailbox.letters.append(make(1))
+            nights.mailbox.letters.append(make(1))
         return original(lightly=lightly)
 
-    mailbox.lie_down = lie_down  # type: ignore[method-assign]  # a sender who was on the way
-    assert nights.told() == ["sleep", "got up", "sleep", "0.10 s", "got up"]
+    nights.mailbox.lie_down = lie_down  # type: ignore[method-assign]  # a sender who was on the way
+    assert nights.told() == ["sleep", "got up", "nap 0.010 s", "sleep", "0.10 s", "got up"]
     assert nights.desk.courier.taken == [1]
+
+
+def test_it_is_not_woken_more_often_than_it_would_look() -> None:
+    """Where one comes after the other, it does not lie down for a while."""
+    nights = Nights()
+    diary = nights.told(nights.wake(make(1), after=0.003), nights.wake(make(2), after=0.012))
+    assert [what for what in diary if what != "got up"] == [
+        *("sleep", "0.10 s"),
+        *("nap 0.007 s", "sleep", "0.10 s"),
+        *("sleep", "0.10 s"),
+    ]
+    assert nights.desk.courier.taken == [1, 2]
 
 
 @pytest.mark.parametrize("woken", [True, False])
 def test_where_senders_follow_one_another_it_looks_first(woken: bool) -> None:  # noqa: FBT001 - of a test
     """When it was woken, or has found something, the next look is one without sleep again."""
     nights = Nights()
-    mailbox = nights.desk.mailbox
-    mailbox.is_quiet = False
+    nights.mailbox.is_quiet = False
 
     def come() -> bool:
+        nights.desk.now += GLANCE
         if not woken:
-            nights.desk.now += GLANCE
-            mailbox.letters.append(make(1))
+            nights.mailbox.letters.append(make(1))
         return woken
 
     diary = nights.told(nights.pass_by(), come)
