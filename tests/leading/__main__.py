@@ -8,13 +8,11 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from example_app.servers import EmbeddedPostgres
 from tests.leading.driver import Driver
-from tests.support.rabbitmq import RabbitMQ, find_rabbitmq
+from tests.support.brokers import BROKERS, running_broker
 
 SECONDS_PER_CHANGE = 7.0
 POOLS = ["prefork", "solo", "threads", "gevent", "eventlet"]
@@ -24,7 +22,7 @@ def main() -> int:
     """Run, print the count, and return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.leading", description="Leader-only tasks across changes.")
     parser.add_argument("--pool", choices=POOLS, default="prefork")
-    parser.add_argument("--broker", choices=["valkey", "rabbitmq"], default="valkey")
+    parser.add_argument("--broker", choices=BROKERS, default="valkey")
     parser.add_argument("--queues", choices=["classic", "quorum"], default="classic", help="on RabbitMQ [classic]")
     parser.add_argument("--tasks", type=int, default=500, help="[500]")
     parser.add_argument("--changes", type=int, default=10, help="of the lead, and one restart of the broker [10]")
@@ -35,7 +33,7 @@ def main() -> int:
     seconds = options.seconds or options.changes * SECONDS_PER_CHANGE
     with (
         EmbeddedPostgres() as postgres,
-        _broker(options.broker) as broker,
+        running_broker(options.broker) as broker,
         tempfile.TemporaryDirectory(prefix="leading-") as folder,
         Driver(
             postgres.url(), broker.url, Path(folder), pool=options.pool, seed=options.seed, queues=options.queues
@@ -50,23 +48,6 @@ def main() -> int:
     print(json.dumps({**given, **dataclasses.asdict(count), "faults": driver.kinds}), flush=True)
     on_the_way = count.lost_on_the_way if options.broker != "valkey" else 0
     return 0 if count.faultless and not on_the_way else 1
-
-
-@contextmanager
-def _broker(name: str) -> Iterator[EmbeddedValkey | RabbitMQ]:
-    """Give a broker that keeps what is queued across a restart: the Valkey saves it when it stops in good order."""
-    if name == "valkey":
-        with EmbeddedValkey() as valkey:
-            yield valkey
-        return
-    script = find_rabbitmq()
-    assert script is not None, "RabbitMQ is not installed"
-    node = RabbitMQ(script)
-    try:
-        node.start()
-        yield node
-    finally:
-        node.close()
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from example_app.servers import EmbeddedPostgres
 from tests.relaying.driver import Driver
-from tests.support.rabbitmq import RabbitMQ, find_rabbitmq
+from tests.support.brokers import BROKERS, running_broker
 
 SECONDS_PER_FAULT = 8.0
 
@@ -22,7 +20,7 @@ SECONDS_PER_FAULT = 8.0
 def main() -> int:
     """Run, print the counts, and return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.relaying", description=sys.modules[__package__].__doc__)
-    parser.add_argument("--broker", choices=["valkey", "rabbitmq"], default="valkey")
+    parser.add_argument("--broker", choices=BROKERS, default="valkey")
     parser.add_argument("--notifications", type=int, default=20_000, help="durable ones, and as many raw ones [20000]")
     parser.add_argument("--seconds", type=float, default=240.0, help="for writing them, at a steady pace [240]")
     parser.add_argument("--seed", type=int, default=1)
@@ -31,7 +29,7 @@ def main() -> int:
     with (
         # What was committed is to outlive the restart.
         EmbeddedPostgres(settings={"fsync": "on", "full_page_writes": "on"}) as postgres,
-        _broker(options.broker) as broker,
+        running_broker(options.broker) as broker,
         tempfile.TemporaryDirectory(prefix="relaying-") as folder,
         Driver(postgres.url(), broker.url, Path(folder), options.seed) as driver,
     ):
@@ -53,23 +51,6 @@ def main() -> int:
     }
     print(json.dumps(result), flush=True)
     return 0 if count.faultless else 1
-
-
-@contextmanager
-def _broker(name: str) -> Iterator[EmbeddedValkey | RabbitMQ]:
-    """Give a broker that keeps what is queued across a restart: the Valkey saves it when it stops in good order."""
-    if name == "valkey":
-        with EmbeddedValkey() as valkey:
-            yield valkey
-        return
-    script = find_rabbitmq()
-    assert script is not None, "RabbitMQ is not installed"
-    node = RabbitMQ(script)
-    try:
-        node.start()
-        yield node
-    finally:
-        node.close()
 
 
 if __name__ == "__main__":
