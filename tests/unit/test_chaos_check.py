@@ -18,6 +18,8 @@ from tests.chaos.history import Fact
 A, B = "a@chaos", "b@chaos"
 # A Monday at noon.
 NOON = 1_795_435_200.0
+# When the ledger was copied, on the other clock.
+COPIED = 100.0
 
 
 def iso(seconds: float) -> str:
@@ -34,7 +36,7 @@ def leads(term: int, node: str, since: float, until: float, reason: str = "stopp
         fact("gained", since, term=term, node=node),
         fact("trusted", until, term=term, node=node, since=since, until=until),
         fact("lost", until, term=term, node=node, reason=reason),
-        fact("ledger term", term=term, node=node, gained_at=iso(since)),
+        fact("ledger term", COPIED, term=term, node=node, gained_at=iso(since)),
     ]
 
 
@@ -136,6 +138,11 @@ def test_a_term_that_does_not_rise(facts: list[Fact]) -> None:
     report = judge(facts)
     assert not report.terms["monotonic"]
     assert not report.faultless
+
+
+def test_a_term_of_the_very_end() -> None:
+    """The ledger was copied before."""
+    assert judge(leads(1, A, 1.0, 2.0), fact("gained", COPIED + 1, term=2, node=B)).faultless
 
 
 def test_two_that_are_trusted_at_once() -> None:
