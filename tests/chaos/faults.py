@@ -66,6 +66,8 @@ class Injector:
         self._order = random.Random(f"{seed} order")
         self._random = random.Random(f"{seed} details")
         self._again = False
+        # Those that are started again by whoever ended them.
+        self._ended: set[str] = set()
         self._config = Config(database_url=fleet.postgres.url(), election=ELECTION)
         self._make: dict[str, Callable[[Member], None]] = {
             "kill": self._kill,
@@ -102,7 +104,7 @@ class Injector:
     def note_deaths(self) -> None:
         """Tell of every worker that is not there, though nobody has ended it, and start it again."""
         for program in self._fleet.workers:
-            if program.process.poll() is not None:
+            if program.name not in self._ended and program.process.poll() is not None:
                 note_death(program)
                 program.restart()
 
@@ -140,7 +142,12 @@ class Injector:
 
     def _await_next(self, term: int) -> None:
         """Wait until a later term has begun."""
-        eventually(lambda: any(fact["term"] > term for fact in self._history.of("gained")), PATIENCE)
+
+        def has_begun() -> bool:
+            self.note_deaths()
+            return any(fact["term"] > term for fact in self._history.of("gained"))
+
+        eventually(has_begun, PATIENCE)
 
     def _harm_next(self, term: int | None, member: Member) -> None:
         """If the victim led, wait for the next leader, and now and then harm that one, too."""
@@ -169,14 +176,17 @@ class Injector:
 
     def _kill(self, member: Member) -> None:
         group = self._random.random() < 0.5
+        self._ended.add(member.node)
         with self._fault("kill", member, how="group" if group else "main") as term:
             member.program.send(signal.SIGKILL, group=group)
         self._harm_next(term, member)
         member.program.wait()
         self._pause(0.0, 1.0)
         member.program.restart()
+        self._ended.remove(member.node)
 
     def _term(self, member: Member) -> None:
+        self._ended.add(member.node)
         with self._fault("term", member) as term:
             member.program.send(signal.SIGTERM)
         if term is not None:
@@ -184,6 +194,7 @@ class Injector:
         member.program.wait()
         note_death(member.program)
         member.program.restart()
+        self._ended.remove(member.node)
 
     def _stop(self, member: Member) -> None:
         with self._fault("stop", member) as term:

@@ -46,11 +46,12 @@ class Program:
         return words in self.logged()
 
     def send(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to its main process, or to all of it."""
-        if group:
-            os.killpg(self.process.pid, number)
-        else:
-            self.process.send_signal(number)
+        """Send a signal to its main process, or to all of it; nothing, if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            if group:
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.send_signal(number)
 
     def wait(self) -> int | None:
         """Return the exit code; none if it does not end, and its log says then where it is."""
