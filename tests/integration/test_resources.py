@@ -23,7 +23,7 @@ PATIENCE = 30.0
 CHANGES = 500
 # How often all that leads is waited for, and looked at.
 LOOKS = 10
-LEADERS_SESSIONS = {"leader", "ledger", "listener", "relay"}
+LEADERS_SESSIONS = ["leader", "ledger", "listener", "relay", "steward"]
 SESSIONS = """
 select split_part(application_name, ' ', 2) from pg_stat_activity
  where datname = current_database() and application_name like 'pgleader %'
@@ -76,9 +76,13 @@ class Trio:
         """Return the sessions with Postgres, by what they are for."""
         return Counter(name for (name,) in self._observer.execute(SESSIONS))
 
+    def _is_up(self) -> bool:
+        assert self.sessions() == Counter([*LEADERS_SESSIONS, "follower", "follower"])
+        return True
+
     def holds(self) -> Holdings:
         """Return what the process has, while one leads and all of it is up."""
-        eventually(lambda: self.sessions() == Counter([*LEADERS_SESSIONS, "follower", "follower"]), timeout=PATIENCE)
+        eventually(self._is_up, timeout=PATIENCE)
         ((locks,),) = self._observer.execute("select count(*) from pg_locks where locktype = 'advisory'").fetchall()
         gc.collect()
         return Holdings(
@@ -119,8 +123,8 @@ def test_five_hundred_leaderships_leave_nothing_behind(trio: Trio) -> None:
     first, *later = seen[1:]
     for look in later:
         assert look.threads == first.threads, seen
-        # A connection to the broker comes and goes with what is sent.
-        assert look.files <= first.files + 3, seen
+        # Connections to the broker, and files of schedules, come and go.
+        assert look.files <= first.files + 10, seen
         assert look.locks <= 5, seen
     # Less than one for each change; less than what a connection of libpq takes.
     assert later[-1].objects - first.objects < len(later) * (CHANGES // LOOKS), seen
