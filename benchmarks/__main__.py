@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import notifications, schedule
+from benchmarks import notifications, overhead, schedule
 
-BENCHMARKS = {"schedule": schedule.run, "notifications": notifications.run}
+BENCHMARKS = {"schedule": schedule.run, "notifications": notifications.run, "overhead": overhead.run}
 
 
 def main() -> None:
