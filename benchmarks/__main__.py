@@ -7,9 +7,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import notifications, overhead, schedule
+from benchmarks import imports, notifications, overhead, schedule
 
-BENCHMARKS = {"schedule": schedule.run, "notifications": notifications.run, "overhead": overhead.run}
+BENCHMARKS = {
+    "schedule": schedule.run,
+    "notifications": notifications.run,
+    "overhead": overhead.run,
+    "imports": imports.run,
+}
 
 
 def main() -> None:

@@ -15,9 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
 from celery_pgleader.channels import Route, read_channels
 from celery_pgleader.errors import ConfigurationError, refused
 from celery_pgleader.policies import Policy, read_policies
@@ -100,6 +97,8 @@ class Config:
     @property
     def database(self) -> str:
         """Where the database is, in words and without any secret."""
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - psycopg only where it is used
+
         parts = conninfo_to_dict(self.database_url)
         hosts = parts.get("host") or parts.get("hostaddr") or "the default host"
         return f"{parts.get('dbname', 'the default database')} on {hosts}"
@@ -177,6 +176,8 @@ def _django_database_url(alias: str | None) -> str:
     if conf is None or not (conf.settings.configured or os.environ.get("DJANGO_SETTINGS_MODULE")):
         return ""
     from django.db import DEFAULT_DB_ALIAS, connections  # noqa: PLC0415 - Django is optional
+    from psycopg import ProgrammingError  # noqa: PLC0415 - psycopg only where it is used
+    from psycopg.conninfo import make_conninfo  # noqa: PLC0415 - psycopg only where it is used
 
     if alias is not None and alias not in connections.settings:
         known = ", ".join(connections.settings)
@@ -210,6 +211,9 @@ def _read_database_url(setting: str, value: object) -> str:
         )
     if not isinstance(value, str):
         raise ConfigurationError(f"{setting}: must be a string, not {type(value).__name__}")
+    from psycopg import ProgrammingError  # noqa: PLC0415 - psycopg only where it is used
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - psycopg only where it is used
+
     try:
         conninfo_to_dict(value)
     except (ProgrammingError, UnicodeEncodeError):

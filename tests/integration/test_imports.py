@@ -1,0 +1,63 @@
+"""What importing the package brings with it: next to nothing, so that every process of an app may do so.
+
+Modules are counted, since times differ from one machine to the next; `python -m benchmarks imports` measures those.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+APP = "from celery import Celery\napp = Celery('shop')\napp.finalize()\napp.conf.beat_schedule"
+# What an app's own modules need of the package. `notify` opens connections, and so needs psycopg.
+OF_TASKS = (
+    "LeaderOnlyTask, PgLeader, current_leadership, current_slot, leadership_gained, leadership_lost, on_notification"
+)
+
+
+def brought_by(code: str, after: str = APP) -> set[str]:
+    """Return the modules that code imports, in a process of its own that has run other code before."""
+    script = (
+        f"import json, sys\n{after}\nbefore = set(sys.modules)\n{code}\nprint(json.dumps([*set(sys.modules) - before]))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout))
+
+
+def packages(modules: set[str]) -> set[str]:
+    """Return the packages that modules belong to, but for those of Python itself."""
+    return {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+
+
+def test_the_package_brings_nothing() -> None:
+    """Not even the rest of itself."""
+    assert brought_by("import celery_pgleader") == {"celery_pgleader"}
+
+
+def test_what_tasks_need_brings_no_other_package() -> None:
+    """Neither psycopg, which takes longer to import than all of this, nor anything that is optional."""
+    modules = brought_by(f"from celery_pgleader import {OF_TASKS}")
+    assert packages(modules) == {"celery_pgleader"}
+    assert len(modules) < 25, sorted(modules)
+
+
+def test_the_plugin_of_the_command_line_brings_no_other_package() -> None:
+    """Every `celery` command loads it."""
+    # Not `celery.bin.celery`, which loads it.
+    before = "import celery.bin.base, celery.bin.worker\nfrom celery import signals"
+    assert packages(brought_by("import celery_pgleader.cli.plugin", before)) == {"celery_pgleader"}
+
+
+def test_no_name_brings_what_is_optional() -> None:
+    """That is imported by whoever has it."""
+    optional = {"asyncpg", "django", "django_celery_beat", "psycopg2", "pytest", "redbeat", "redis", "sqlalchemy"}
+    assert not packages(brought_by("from celery_pgleader import *")) & optional
+
+
+@pytest.mark.parametrize("module", ["celery_pgleader.election", "celery_pgleader.standalone"])
+def test_the_election_brings_no_celery(module: str) -> None:
+    """Nor kombu."""
+    assert not packages(brought_by(f"import {module}", "")) & {"celery", "kombu", "billiard", "vine", "click"}
