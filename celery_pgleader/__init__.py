@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from celery_pgleader.tasks.run_leadership import RunLeadership, current_leadership
     from celery_pgleader.worker import PgLeader
 
+    __version__: str
+
 _HOMES = {
     "Change": "election",
     "ConfigurationError": "errors",
@@ -73,14 +75,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415 - reading metadata takes milliseconds
+if not TYPE_CHECKING:
+    # Where types are checked, a name that is not there is an error.
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version  # noqa: PLC0415 - reading metadata takes milliseconds
 
-        return version("celery-pgleader")
-    if name in _HOMES:
-        return getattr(import_module(f"celery_pgleader.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return version("celery-pgleader")
+        if name in _HOMES:
+            return getattr(import_module(f"celery_pgleader.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
