@@ -382,7 +382,10 @@ def test_a_scheduler_that_fails_is_tried_again(on_valkey: Workers) -> None:
 def connections(process: psutil.Process, database: str) -> list[Any]:
     """Return a process's connections with Postgres."""
     port = int(str(conninfo_to_dict(database)["port"]))
-    return [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == port]
+    try:
+        return [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == port]
+    except psutil.NoSuchProcess:
+        return []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
