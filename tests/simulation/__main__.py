@@ -7,15 +7,18 @@ import gc
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from zlib import crc32
 
 from tests.simulation.planted import BUGS, planted
-from tests.simulation.scene import draw, play, shrink
+from tests.simulation.scene import History, Outcome, draw, play, shrink
 from tests.simulation.seams import simulated
 
 LINES = 60
 # Histories between two looks for what refers to itself and can be let go of.
 COLLECT_EVERY = 200
+# And between one line of what was played so far and the next.
+TELL_EVERY = 20_000
 
 
 def main() -> int:
@@ -33,9 +36,44 @@ def main() -> int:
         return _play(range(options.seed, options.seed + options.histories))
 
 
+@dataclass
+class Tally:
+    """What was played so far.
+
+    Attributes:
+        histories: how many.
+        faults: how many.
+        terms: how many.
+        seconds: of simulated time.
+        mark: a number that is the same if, and only if, all went the same way.
+
+    """
+
+    histories: int = 0
+    faults: int = 0
+    terms: int = 0
+    seconds: float = 0.0
+    mark: int = 0
+
+    def add(self, history: History, outcome: Outcome) -> None:
+        """Count a history."""
+        self.histories += 1
+        self.faults += len(history.faults)
+        self.terms += outcome.terms
+        self.seconds += outcome.seconds
+        self.mark = crc32(repr(outcome.mark).encode(), self.mark)
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return (
+            f"{self.histories} histories are as promised: {self.faults} faults, {self.terms} terms,"
+            f" {self.seconds / 3600:.1f} simulated hours; mark {self.mark:08x}"
+        )
+
+
 def _play(seeds: range) -> int:
     began = time.monotonic()
-    terms, faults, seconds, mark = 0, 0, 0.0, 0
+    tally = Tally()
     gc.disable()
     for seed in seeds:
         history = draw(seed)
@@ -43,14 +81,12 @@ def _play(seeds: range) -> int:
         if outcome.violations:
             _show(seed)
             return 1
-        terms, faults, seconds = terms + outcome.terms, faults + len(history.faults), seconds + outcome.seconds
-        mark = crc32(repr(outcome.mark).encode(), mark)
-        if seed % COLLECT_EVERY == 0:
+        tally.add(history, outcome)
+        if tally.histories % COLLECT_EVERY == 0:
             gc.collect()
-    print(
-        f"{len(seeds)} histories from seed {seeds.start} on are as promised: {faults} faults, {terms} terms,"
-        f" {seconds / 3600:.1f} simulated hours in {time.monotonic() - began:.0f} s; mark {mark:08x}"
-    )
+        if tally.histories % TELL_EVERY == 0:
+            print(f"{tally}, in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{tally}, in {time.monotonic() - began:.0f} s")
     return 0
 
 
