@@ -62,10 +62,12 @@ class Lock:
         held: how often, by owner and mode: who holds it may take it again.
         queue: who waits.
         group: tells which owners are of one session, who never wait for each other.
+        fair: whether who could share it waits for those who asked before; with the lock of a row it does not.
 
     """
 
     group: Callable[[Any], object]
+    fair: bool = True
     held: dict[tuple[Any, str], int] = field(default_factory=dict)
     queue: deque[Request] = field(default_factory=deque)
 
@@ -77,7 +79,7 @@ class Lock:
         if any(held[1] == mode for held in mine):
             self._take(request)
             return request
-        behind = [waiting for waiting in self.queue if EXCLUSIVE in {mode, waiting.mode}]
+        behind = [waiting for waiting in self.queue if self.fair and EXCLUSIVE in {mode, waiting.mode}]
         if not self._conflicts(request) and (not behind or self._blocks(group, self.queue)):
             self._take(request)
         elif mine and behind:
@@ -189,8 +191,12 @@ class Database:
         """Return the lock of a row."""
         lock = self.rows.get((table, key))
         if lock is None:
-            lock = self.rows[table, key] = Lock(lambda owner: owner)
+            lock = self.rows[table, key] = Lock(_itself, fair=False)
         return lock
+
+
+def _itself(owner: Any) -> Any:
+    return owner
 
 
 def _session_of(owner: Any) -> Any:
@@ -284,13 +290,9 @@ class Transaction:
         if not request.granted:
             yield request
 
-    def lock(self, key: tuple[int, int, int], mode: str) -> Generator[Request | None, None, None]:
-        """Take an advisory lock until the end of the transaction."""
-        lock = self.database.advisory_lock(key)
-        self._locks.append((lock, mode))
-        request = lock.request(self, mode)
-        if not request.granted:
-            yield request
+    def has_free(self, table: str, key: Any) -> bool:
+        """Tell whether a row is locked by nobody else."""
+        return all(owner is self for owner, _ in self.database.row_lock(table, key).held)
 
     def try_lock(self, key: tuple[int, int, int], mode: str) -> bool:
         """Take an advisory lock until the end of the transaction if it is free."""

@@ -93,7 +93,7 @@ def take_place(tx: Transaction, *keys: int, ttl_ms: int, asked_for: bool) -> Ste
     for place in (1, 2, 3) if asked_for else (1, 2):
         if tx.session.try_lock(key_of(*keys[(place - 1) * third : place * third])):
             tx.session.idle_timeout = ttl_ms / 1000
-            return [(place, str(ttl_ms))]
+            return [(place, f"{ttl_ms}ms")]
     return [(None, None)]
     yield
 
@@ -158,7 +158,7 @@ def mint(tx: Transaction, *keys: int, **p: Any) -> Steps:
     may_lead = p["may_lead"] and not (seen is not None and _is_kept_from(seen, node, now))
     if not may_lead or _fuller(tx, election, p["entries"]):
         session.application_name, session.idle_timeout = p["follower"], p["idle_ms"] / 1000
-        return [(None, session.pid, session.unlock(place), p["follower"], str(p["idle_ms"]), session.unlock(key))]
+        return [(None, session.pid, session.unlock(place), p["follower"], f"{p['idle_ms']}ms", session.unlock(key))]
     highest = max((term for name, term in terms if name == election), default=0)
     yield None
     yield from tx.lock_row("elections", election)
@@ -312,17 +312,20 @@ def register(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
 @twin(store_statements.RETIRE)
 def retire(tx: Transaction, *, election: str, term: int, entries: list[str]) -> Steps:
     """Write down that entries are gone."""
-    seen = tx.view("entries")
-    if not (yield from fence(tx, election, term)):
+    gone = [
+        key
+        for key, row in tx.view("entries").items()
+        if key[0] == election and key[1] in entries and row["retired_at"] is None
+    ]
+    if not gone or not (yield from fence(tx, election, term)):
         return []
     found: list[tuple[Any, ...]] = []
-    for key, row in seen.items():
-        if key[0] == election and key[1] in entries and row["retired_at"] is None:
-            yield from tx.lock_row("entries", key)
-            latest = tx.latest("entries", key)
-            if latest is not None and latest["retired_at"] is None:
-                tx.write("entries", key, {**latest, "retired_at": tx.database.clock()})
-                found.append((1,))
+    for key in gone:
+        yield from tx.lock_row("entries", key)
+        latest = tx.latest("entries", key)
+        if latest is not None and latest["retired_at"] is None:
+            tx.write("entries", key, {**latest, "retired_at": tx.database.clock()})
+            found.append((1,))
     return found
 
 
@@ -374,6 +377,7 @@ def settle(tx: Transaction, *, election: str, **p: Any) -> Steps:
     """Write down what became of slots."""
     tx.durable = False
     seen = tx.view("slots")
+    settled: list[tuple[Any, ...]] = []
     for entry, slot, state, reason in zip(p["entries"], p["slots"], p["states"], p["reasons"], strict=True):
         key = election, entry, slot
         if key in seen and seen[key]["state"] == "claimed":
@@ -382,7 +386,8 @@ def settle(tx: Transaction, *, election: str, **p: Any) -> Steps:
             if row is not None and row["state"] == "claimed":
                 changes = {"state": state, "reason": reason or row["reason"], "settled_at": tx.database.clock()}
                 tx.write("slots", key, {**row, **changes})
-    return []
+                settled.append((1,))
+    return settled
 
 
 @twin(store_statements.CLAIMED)
@@ -403,8 +408,12 @@ def prune(tx: Transaction, *, election: str, seconds: float, limit: int, **_: An
     before = tx.database.clock() - timedelta(seconds=seconds)
     old = [
         key
-        for key, row in tx.view("slots").items()
-        if key[0] == election and row["state"] != "claimed" and key[2] < before and row["through"] < before
+        for key, row in sorted(tx.view("slots").items(), key=lambda item: item[0][2])
+        if key[0] == election
+        and row["state"] != "claimed"
+        and key[2] < before
+        and row["through"] < before
+        and tx.has_free("slots", key)
     ]
     ended = [
         key
@@ -555,20 +564,23 @@ def _is_awake(number: int, row: Row, p: dict[str, Any]) -> bool:
 def waiting(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
     """Read what waits."""
     seen = tx.view("notifications")
-    if not (yield from fence(tx, election, term)):
+    awake = [
+        (number, row)
+        for number, row in sorted(seen.items())
+        if number > p["after"]
+        and _is_awake(number, row, p)
+        and not (p["alone"] and row["key"] is not None and _has_older(seen, number, row["channel"], row["key"]))
+    ]
+    # With nothing to be read, Postgres does not come to look at the term.
+    if not awake or not (yield from fence(tx, election, term)):
         return []
     found: list[tuple[Any, ...]] = []
     size = 0
-    for number, row in sorted(seen.items()):
-        channel, key = row["channel"], row["key"]
-        if number <= p["after"] or not _is_awake(number, row, p):
-            continue
-        if p["alone"] and key is not None and _has_older(seen, number, channel, key):
-            continue
-        if len(found) == p["limit"] or size >= p["bytes"]:
+    for number, row in awake[: p["limit"]]:
+        if size >= p["bytes"]:
             break
         size += len(row["payload"])
-        found.append((number, row["uid"], channel, key, row["payload"], row["attempts"]))
+        found.append((number, *(row[name] for name in ("uid", "channel", "key", "payload", "attempts"))))
     return found
 
 
@@ -749,11 +761,13 @@ def withdraw(tx: Transaction, *, election: str, term: int, **_: Any) -> Steps:
 def forget_nodes(tx: Transaction, *, election: str, **_: Any) -> Steps:
     """Forget nodes that are long gone."""
     before = tx.database.clock() - timedelta(days=1)
+    gone: list[tuple[Any, ...]] = []
     for key, row in tx.view("nodes").items():
         if key[0] == election and row["seen_at"] < before and not _is_present(tx, row):
             yield from tx.lock_row("nodes", key)
             tx.write("nodes", key, None)
-    return []
+            gone.append((1,))
+    return gone
 
 
 def _lock_key(p: dict[str, Any]) -> tuple[int, int, int]:
