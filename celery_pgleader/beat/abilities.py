@@ -40,7 +40,7 @@ def abilities_of(app: Any, scheduler: Any, consumed: Container[str]) -> Abilitie
 
 def _parts(entry: Any) -> tuple[str, Any, dict[str, Any]]:
     given = entry if isinstance(entry, dict) else vars(entry)
-    return given["task"], given["schedule"], given.get("options") or {}
+    return given["task"], given.get("schedule"), given.get("options") or {}
 
 
 def _queue(app: Any, task: str, options: dict[str, Any]) -> str:

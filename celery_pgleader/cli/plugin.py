@@ -14,6 +14,7 @@ from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.bin.worker import worker as worker_command
 
 from celery_pgleader.cli.commands import OPERATORS_COMMANDS
+from celery_pgleader.worker import remote  # noqa: F401 - has the command line know of its commands
 
 HELP_GROUP = "PgLeader Options"
 

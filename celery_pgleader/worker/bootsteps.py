@@ -138,11 +138,11 @@ class LeaderQueueStep(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Follow the leadership with a new connection to the broker."""
-        consumer.controller.pgleader.leader_queue.attach(consumer)
+        consumer.controller.pgleader.attach(consumer)
 
     def stop(self, consumer: Any) -> None:
         """Let go of a connection."""
-        consumer.controller.pgleader.leader_queue.detach()
+        consumer.controller.pgleader.detach()
 
     def shutdown(self, consumer: Any) -> None:
         """Leave the election: of all hooks, this alone is called last in every pool and for every signal."""

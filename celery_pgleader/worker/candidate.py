@@ -113,6 +113,8 @@ class Candidate:
             "node": self._node,
             "phase": self.elector.phase.value,
             "term": term.number if term else None,
+            "priority": self._config.priority,
+            "stands_back": self.presence.stands_back,
         }
 
     def _send_signal(self, change: Change) -> None:

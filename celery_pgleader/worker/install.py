@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery_pgleader.worker import remote  # noqa: F401 - has workers know of its commands
 from celery_pgleader.worker.bootsteps import ElectionStep, LeaderQueueStep
 
 

@@ -15,6 +15,7 @@ from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.tasks.orphans import Orphans
 from celery_pgleader.tasks.trust_page import TrustPage, reader
 from celery_pgleader.tasks.turn import Turn
+from celery_pgleader.worker.announcer import Announcer
 from celery_pgleader.worker.candidate import Candidate
 
 logger = get_logger(__name__)
@@ -39,6 +40,7 @@ class Participant:
         self._page = TrustPage()
         self.leadership = Leadership(tell=self._page.write)
         reader.also_ask(self.leadership.trusted)
+        self._announcer = Announcer()
         self.leader_queue = LeaderQueue(queue_name(config.election), self.leadership)
         self._candidate = Candidate(
             app,
@@ -62,7 +64,32 @@ class Participant:
     def start(self) -> None:
         """Begin to stand for the election. Never raises: a database that is away is waited for."""
         self.leadership.subscribe(self.leader_queue.on_change)
+        self.leadership.subscribe(self._announcer.on_change)
         self._candidate.start()
+
+    def attach(self, consumer: Any) -> None:
+        """Follow the leadership with a new connection to the broker."""
+        self._announcer.attach(consumer)
+        self.leader_queue.attach(consumer)
+
+    def detach(self) -> None:
+        """Let go of a connection."""
+        self._announcer.detach()
+        self.leader_queue.detach()
+
+    def resign(self, stand_back: float | None = None) -> None:
+        """Let another node lead, and stand back for so many seconds; return at once."""
+        self._elector.resign(stand_back)
+
+    def hold(self) -> None:
+        """Lead no more, until `campaign`; return at once."""
+        self._candidate.presence.hold(on=True)
+        self._elector.resign(reason="on hold")
+
+    def campaign(self) -> None:
+        """Stand again, and now; return at once."""
+        self._candidate.presence.hold(on=False)
+        self._elector.campaign()
 
     def wind_down(self) -> None:
         """Stand no more, take no more leader-only work and, with none of it running, leave at once.

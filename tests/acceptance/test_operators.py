@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +20,7 @@ from celery_pgleader.cli import sql as statements
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.support.eventually import eventually
 from tests.support.operating import Operator
-from tests.support.workers import PATIENCE, Worker, Workers
+from tests.support.workers import APP, PATIENCE, Worker, Workers
 
 ELECTION = {"election": "proj"}
 
@@ -293,6 +297,7 @@ def test_with_nobody_leading(operator: Operator) -> None:
 
 STALLING = """
 from pathlib import Path
+from typing import Any
 from threading import Event
 from celery.beat import PersistentScheduler
 from tests.acceptance.proj import app
@@ -332,3 +337,134 @@ def test_a_leader_whose_beat_has_stalled_fails_its_probe(operator: Operator) -> 
     assert operator.run("check").returncode == 2
     gone = operator.say("check", "--live", "--node", "c@test", code=2)
     assert gone == "CRITICAL live: c@test takes no part in the election\n"
+
+
+class Events:
+    """Hears worker events, as `celery events` would."""
+
+    def __init__(self, workers: Workers) -> None:
+        """Begin."""
+        self.heard: list[dict[str, Any]] = []
+        handlers = {"worker-leader-gained": self.heard.append, "worker-leader-lost": self.heard.append}
+        self._connection = workers.sender.connection_for_read()
+        self._receiver = workers.sender.events.Receiver(self._connection, handlers=handlers)
+        self._ready = threading.Event()
+        self._receiver.on_consume_ready = lambda *_, **__: self._ready.set()
+        self._thread = threading.Thread(target=self._receiver.capture, kwargs={"wakeup": False}, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(PATIENCE)
+
+    def of(self, kind: str) -> list[tuple[str, int, str]]:
+        """Return from whom events of a kind came, of which term, and why."""
+        return [(e["hostname"], e["term"], e["reason"]) for e in self.heard if e["type"] == kind]
+
+    def end(self) -> None:
+        """Hear no more."""
+        self._receiver.should_stop = True
+        self._thread.join(PATIENCE)
+        self._connection.release()
+
+
+def test_remote_control_and_events(operator: Operator) -> None:
+    """`celery inspect pgleader`, `celery control pgleader_...`, and what `celery events` sees of it, without -E."""
+
+    def celery(*arguments: str, to: Worker | None = None) -> Any:
+        destination = ["-d", to.node] if to is not None else []
+        command = [sys.executable, "-m", "celery", "-A", APP, *arguments[:1], *destination, "-j", *arguments[1:]]
+        result = subprocess.run(
+            command, env=operator.workers.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert result.returncode == 0, result
+        answers = json.loads(result.stdout)
+        # `inspect` shows one object, `control` a list of them.
+        return answers if isinstance(answers, dict) else {name: a for answer in answers for name, a in answer.items()}
+
+    events = Events(operator.workers)
+    try:
+        leader, other = pair(operator)
+        shown = celery("inspect", "pgleader")
+        assert {node: part["phase"] in {"leader", "renewing"} for node, part in shown.items()} == {
+            leader.node: True,
+            other.node: False,
+        }
+        assert shown[leader.node]["term"] == 1
+        assert celery("control", "pgleader_resign", "0.5", to=other) == {other.node: {"ok": "does not lead"}}
+        assert celery("control", "pgleader_resign", "0.5", to=leader) == {leader.node: {"ok": "resigns"}}
+        operator.workers.await_fact("gained", node=other.node, term=2)
+        operator.workers.await_successors(1)
+        assert celery("control", "pgleader_hold", to=other) == {other.node: {"ok": "stands back"}}
+        operator.workers.await_fact("gained", node=leader.node, term=3)
+        eventually(lambda: f"{other.node} does not lead: on hold" in operator.say("status"), timeout=PATIENCE)
+        assert celery("inspect", "pgleader", to=other)[other.node]["stands_back"] == "on hold"
+        assert celery("control", "pgleader_campaign", to=other) == {other.node: {"ok": "stands for the election"}}
+        operator.workers.await_successors(1)
+        plain = operator.workers.start("plain", pgleader=False)
+        assert "takes no part" in json.dumps(celery("inspect", "pgleader", to=plain))
+        eventually(lambda: len(events.of("worker-leader-gained")) >= 2, timeout=PATIENCE)
+        assert (other.node, 2, "elected") in events.of("worker-leader-gained")
+        assert (leader.node, 3, "elected") in events.of("worker-leader-gained")
+        assert events.of("worker-leader-lost") == [(leader.node, 1, "resigned"), (other.node, 2, "on hold")]
+    finally:
+        events.end()
+
+
+def test_priorities_under_repeated_faults(operator: Operator) -> None:
+    """The preferred worker leads again after each fault, and a fault costs one change more at the most."""
+    group = operator.workers
+    # The term of the other lasts four times this at least.
+    group.environment["PGLEADER_TTL"] = "1"
+    group.environment["PGLEADER_POLL_INTERVAL"] = "0.5"
+    low = group.start("low")
+    group.await_fact("gained", node=low.node)
+    high = group.start("high", "--pgleader-priority", "7")
+    group.await_fact("gained", node=high.node)
+    group.await_successors(1)
+    terms = [("low@test", "handed over to high@test")]
+    for fault in ("kill", "session", "low killed", "stop"):
+        led = len(group.facts("gained", node=high.node))
+        if fault == "kill":
+            high.send(signal.SIGKILL)
+            high.wait()
+            group.workers.remove(high)
+            high = group.start("high", "--pgleader-priority", "7")
+        elif fault == "session":
+            (seat,) = [seat for seat in group.seats() if seat.role == "leader"]
+            operator.query("select pg_terminate_backend(%s)", seat.backend_pid)
+        elif fault == "low killed":
+            low.send(signal.SIGKILL)
+            low.wait()
+            group.workers.remove(low)
+            low = group.start("low")
+            group.await_successors(1)
+            continue
+        else:
+            high.send(signal.SIGSTOP)
+            group.await_leader(other_than=high)
+            high.send(signal.SIGCONT)
+        terms += [("high@test", "lost"), ("low@test", "handed over to high@test")]
+        group.await_fact("gained", node=high.node, more_than=led)
+        group.await_successors(1)
+    ended = operator.query("select node, reason from pgleader.terms where ended_at is not null order by term")
+    assert [node for node, _ in ended] == [node for node, _ in terms]
+    assert [reason for node, reason in ended if node == "low@test"] == ["handed over to high@test"] * 4
+    assert group.await_leader() is high
+
+
+def test_incident_13_a_worker_that_lacks_a_task_of_its_schedule_does_not_lead(operator: Operator) -> None:
+    """It says so, runs tasks, and leads once it is the same app again."""
+    group = operator.workers
+    code = (
+        "from tests.acceptance.proj import app\napp.conf.beat_schedule['more'] = {'task': 'proj.no', 'schedule': 60}\n"
+    )
+    group.write("lacking", code)
+    lacking = group.start("a", app="lacking")
+    lacking.await_line("pgleader: this node does not lead: its app has no task proj.no of more")
+    eventually(lambda: operator.query("select node from pgleader.nodes") == [("a@test",)], timeout=PATIENCE)
+    assert "a@test does not lead: its app has no task proj.no of more" in operator.say("status", code=69)
+    sound = group.start("b")
+    group.await_fact("gained", node=sound.node)
+    sound.send(signal.SIGKILL)
+    sound.wait()
+    group.send("slow", 0)
+    group.await_fact("slow ended", node=lacking.node)
+    assert {fact["node"] for fact in group.facts("gained")} == {sound.node}

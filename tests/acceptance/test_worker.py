@@ -292,7 +292,14 @@ def test_inspect_stats(on_valkey: Workers) -> None:
     term = on_valkey.await_fact("gained")["term"]
     result = celery(on_valkey, "-A", APP, "inspect", "stats", "-j")
     shown = json.loads(result.stdout)[worker.node]["pgleader"]
-    assert shown == {"election": "proj", "node": worker.node, "phase": shown["phase"], "term": term}
+    assert shown == {
+        "election": "proj",
+        "node": worker.node,
+        "phase": shown["phase"],
+        "term": term,
+        "priority": 1,
+        "stands_back": None,
+    }
     assert shown["phase"] in {"leader", "renewing"}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from celery.worker.control import Panel
 
 import celery_pgleader
 from celery_pgleader import pytest_plugin
@@ -110,10 +111,8 @@ def test_page_names_only_what_exists(page: Path) -> None:
     text = page.read_text()
     headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term", "pgleader_slot", "pgleader_notification"}
     settings = {f"{PREFIX}{name}" for name in FIELDS}
-    assert set(re.findall(r"(?<![\w.])pgleader_\w+", text)) <= settings | headers | {
-        ORDERS_CHANNEL,
-        *vars(pytest_plugin),
-    }
+    others = {ORDERS_CHANNEL, *vars(pytest_plugin), *Panel.data}
+    assert set(re.findall(r"(?<![\w.])pgleader_\w+", text)) <= settings | headers | others
     assert set(re.findall(r"\bPGLEADER_\w+", text)) <= {f"PGLEADER_{name.upper()}" for name in FIELDS} | {"PGLEADER_"}
     options = {name for option in WORKER_OPTIONS for name in (*option.opts, *option.secondary_opts)}
     assert set(re.findall(r"--(?:no-)?pgleader[\w-]*", text)) <= options
