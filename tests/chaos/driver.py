@@ -89,7 +89,6 @@ def run(
             tell("recovered")
         _write_down_ledger(postgres)
         _write_down_queues(broker)
-        injector.note_deaths()
         _end(fleet)
     return history.catch_up()
 
@@ -99,6 +98,13 @@ def _await_recovery(fleet: Fleet, injector: Injector, history: History) -> None:
     eventually(injector.is_ready, PATIENCE)
     eventually(lambda: _ask(fleet.postgres, SCHEDULE_RECOVERED, since=time.time() - 1.5), PATIENCE)
     eventually(lambda: not _ask(fleet.postgres, "select count(*) from pgleader.notifications"), PATIENCE)
+    _await_runs(injector, history)
+    # Also those that have ended by themselves just now.
+    eventually(injector.is_ready, PATIENCE)
+
+
+def _await_runs(injector: Injector, history: History) -> None:
+    """Wait until all that was sent has run, or nothing comes any more."""
     seen, since = -1, time.monotonic()
     while missing := awaited(history.catch_up()):
         if len(missing) != seen:

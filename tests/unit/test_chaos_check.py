@@ -196,10 +196,11 @@ def test_a_slot_that_is_there_twice(facts: list[Fact]) -> None:
     "facts",
     [
         [fault("pg-crash", 4.0, 4.5)],
+        [fault("pg-restart", 0.5, 1.0)],
         [fault("deaf", 1.0, 4.0, B, link="postgres")],
         [fault("kill", 0.0, 0.1, A)],
     ],
-    ids=["the database was away", "it was out of reach", "the first worker died"],
+    ids=["the database was away", "it was when the first ended", "it was out of reach", "the first worker died"],
 )
 def test_a_run_that_nobody_could_know_to_be_the_second(facts: list[Fact]) -> None:
     """That is not promised."""

@@ -46,8 +46,13 @@ def _overlap(story: Story, report: Report, run: Run, runs: list[Run]) -> Run | N
     if over is None:
         return None
     # A leader that lives on and can reach Postgres keeps the turn until its runs have ended.
-    lives_on = not (story.died(run) or story.stopped(run.node, run.began, over.began))
-    if lives_on and not story.cut_off(run.node, run.began, over.began):
+    cut_short = (
+        story.died(run)
+        or story.stopped(run.node, run.began, over.began)
+        or story.postgres_away(run.began, over.began)
+        or story.partitioned(run.node, run.began, over.began)
+    )
+    if not cut_short:
         return over
     report.allowed["leader-only runs that went on when the lead was lost"] += 1
     return None

@@ -15,7 +15,7 @@ POSTGRES = {"pg-restart", "pg-crash"}
 PARTITIONS = {"partition", "deaf"}
 # Between the end of a run and the moment at which that is written down, and the broker told.
 WRITTEN_WITHIN = 1.0
-# A guard waits for so long for a database that does not answer, and then runs the task.
+# A guard waits for so long for a database that is there and does not answer, and then runs the task.
 GUARD_PATIENCE = 12.0
 LOST_ON_THE_WAY = "messages that Redis lost on the way"
 UNKNOWN = "runs repeated, or beside each other, while the database was away or a worker died"
@@ -105,17 +105,22 @@ class Story:
         """Tell whether the worker of a second run could know of the first: not if the database is away or it died."""
         return not (
             self.died(first)
-            or self.cut_off(first.node, first.began - GUARD_PATIENCE, first.ended + GUARD_PATIENCE)
-            or self.cut_off(second.node, second.began - GUARD_PATIENCE, second.began)
+            or self.postgres_away(first.began, first.ended + WRITTEN_WITHIN)
+            or self.partitioned(first.node, first.began, first.ended + WRITTEN_WITHIN)
+            or self.postgres_away(second.began - WRITTEN_WITHIN, second.began)
+            or self.partitioned(second.node, second.began - GUARD_PATIENCE, second.began)
         )
 
-    def cut_off(self, node: str, since: float, until: float) -> bool:
-        """Tell whether a worker could not reach the database at some time of these."""
+    def postgres_away(self, since: float, until: float) -> bool:
+        """Tell whether Postgres was down at some time of these."""
+        return any(f["began"] <= until and f["at"] >= since for f in self.faults if f["kind"] in POSTGRES)
+
+    def partitioned(self, node: str, since: float, until: float) -> bool:
+        """Tell whether a worker had no line to Postgres, or a bad one, at some time of these."""
         return any(
             fault["began"] <= until and fault["at"] >= since
             for fault in self.faults
-            if fault["kind"] in POSTGRES
-            or (fault["kind"] in PARTITIONS and fault["link"] == "postgres" and fault["node"] == node)
+            if fault["kind"] in PARTITIONS and fault["link"] == "postgres" and fault["node"] == node
         )
 
     def stopped(self, node: str, since: float, until: float) -> bool:
