@@ -42,7 +42,8 @@ class TrustPage:
         self._fd, name = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
         os.ftruncate(self._fd, SIZE)
         self._memory = mmap.mmap(self._fd, SIZE)
-        weakref.finalize(self, os.close, self._fd)
+        # Not at the end of the process, when a thread may still look at it.
+        weakref.finalize(self, os.close, self._fd).atexit = False
         self._path = Path(name)
         os.environ[VARIABLE] = name
 

@@ -99,6 +99,8 @@ class ElectionStep(bootsteps.StartStopStep):
         from celery_pgleader.tasks.run_guard import RunGuard  # noqa: PLC0415 - psycopg only where it is used
 
         RunGuard(config, worker.hostname).install(worker.app)
+        # For processes that are spawned, which begin with what the configuration has them import.
+        worker.app.conf.include = (*worker.app.conf.include, "celery_pgleader.tasks.spawned")
 
     def _check_schedule(self, worker: Any) -> None:
         from celery_pgleader.beat.entries import check_entries  # noqa: PLC0415 - psycopg only where it is used

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import celery
 import psycopg
 import pytest
 from celery import chain
@@ -194,6 +195,20 @@ def test_a_drain_is_bounded(leading: Callable[..., Workers], valkey: str, databa
     send(group, "finish", "after")
     group.await_fact("ended", key="after", node=other.node)
     assert len(group.facts("began", key="long")) == 1
+
+
+@pytest.mark.skipif(celery.__version__ < "5.7", reason="workers of before can only fork")
+def test_spawned_processes(leading: Callable[..., Workers], valkey: str) -> None:
+    """They know what they lead as well, and the worker knows of their runs."""
+    group = leading(valkey)
+    leader, other = pair(group, "--pool-start-method", "spawn")
+    send(group, "finish", "spawned", 4.0)
+    group.await_fact("began", key="spawned")
+    leader.send(signal.SIGTERM)
+    gained = group.await_fact("gained", node=other.node)
+    ended = group.await_fact("ended", key="spawned")
+    assert ended["at"] < gained["at"]
+    assert ended["trusted"]
 
 
 def test_canvas_and_retries(leading: Callable[..., Workers], valkey: str) -> None:
