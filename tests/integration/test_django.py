@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 SCRIPT = """
-import django, json, sys
+import dataclasses, django, json
 from celery import Celery
 django.setup()
 from celery_pgleader.config import Config
@@ -25,7 +25,7 @@ try:
 except ConfigurationError as error:
     print(json.dumps({"error": str(error)}))
 else:
-    print(json.dumps({"url": config.database_url, "ttl": config.ttl}))
+    print(json.dumps({"url": config.database_url, **dataclasses.asdict(config)}, default=str))
 """
 
 
@@ -64,6 +64,37 @@ CELERY_PGLEADER_TTL = 7
         "sslmode": "require",
     }
     assert found["ttl"] == 7
+
+
+def test_settings_can_be_those_of_django(tmp_path: Path) -> None:
+    """In upper case, behind the namespace; also the dicts."""
+    values: dict[str, Any] = {
+        "database_url": "host=elsewhere",
+        "election": "bazaar",
+        "lock": 7,
+        "ttl": 9.0,
+        "renew_interval": 1.5,
+        "trust_margin": 0.5,
+        "poll_interval": 3.0,
+        "channels": {"orders": "shop.on_order"},
+        "schedule": {"report": {"misfire": "all"}},
+        "retention": 3600.0,
+        "drain_timeout": 12.0,
+        "priority": 3,
+        "app_version": "v7",
+        "django_database": "default",
+    }
+    found = config_of(tmp_path, "\n".join(f"CELERY_PGLEADER_{k.upper()} = {v!r}" for k, v in values.items()))
+    assert found["channels"]["orders"][0]["task"] == "shop.on_order"
+    assert found["schedule"]["report"]["misfire"] == "Misfire.ALL"
+    plain = values.keys() - {"channels", "schedule"}
+    assert {name: found[name] for name in plain} == {name: values[name] for name in plain}
+
+
+def test_a_misspelt_setting_is_named_as_it_was_written(tmp_path: Path) -> None:
+    """With what was probably meant."""
+    found = config_of(tmp_path, "CELERY_PGLEADER_TLL = 7")
+    assert found["error"] == "CELERY_PGLEADER_TLL: there is no such setting; did you mean pgleader_ttl?"
 
 
 def test_another_database_is_used_if_it_is_named(tmp_path: Path) -> None:

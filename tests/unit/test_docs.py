@@ -15,6 +15,7 @@ from celery_pgleader import pytest_plugin
 from celery_pgleader.channels import ORDERS_CHANNEL, Route
 from celery_pgleader.cli.plugin import WORKER_OPTIONS, pgleader
 from celery_pgleader.config import PREFIX, Config
+from celery_pgleader.testing import FakeNode
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -150,6 +151,13 @@ def test_every_field_of_a_route_is_documented() -> None:
     assert list(rows) == [field.name for field in dataclasses.fields(Route)]
     assert rows["decode"] == f"`{Route('any').decode}`"
     assert rows["deduplicate"] == f"`{Route('any').deduplicate}`"
+
+
+def test_every_method_of_the_node_for_tests_is_documented() -> None:
+    """In the table of the page, with what it holds."""
+    listed = re.findall(r"^\| `(\w+)[(`]", (ROOT / "docs" / "testing.md").read_text(), re.MULTILINE)
+    methods = {name for name in vars(FakeNode) if not name.startswith("_")}
+    assert set(listed) == methods | {"leadership", "sent"}
 
 
 @pytest.mark.parametrize("name", celery_pgleader.__all__)
