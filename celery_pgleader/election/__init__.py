@@ -15,6 +15,9 @@ How a node gets there (`state` holds this table, and nothing else decides)
       │              follower                      │                          │                    renewing
       └────────────────────────────────────────────┴────── releasing ◀────────┴───────────────────────┘
 
+    Who was elected, and is not to lead (an operator's order, or a node that cannot run the schedule), hands the lock on
+    in place of minting a term, and is a follower again.
+
 Waiting
     Two followers, the successors, each hold one of two place locks and wait for the election's lock inside
     Postgres, so that they get it the moment it is free. They wait in slices shorter than `deadlock_timeout`:
