@@ -214,6 +214,7 @@ class TermBeat:
         if now >= self._recover_at:
             self._recover_at = now + RECOVER_EVERY
             self._keeper.publish_claimed(self._scheduler.find)
+            self._keeper.retire_overdue(self._scheduler.find)
         elif now >= self._prune_at and self._keeper.prune() == 0:
             # In small batches, one a turn, until there is nothing left.
             self._prune_at = now + PRUNE_EVERY

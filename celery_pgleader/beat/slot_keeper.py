@@ -36,6 +36,9 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 
+# An entry that is in the schedule is claimed for long before.
+OVERDUE_AFTER = timedelta(seconds=10)
+
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -147,11 +150,26 @@ class SlotKeeper:
             logger.warning(
                 "pgleader: not in this node's schedule, but in the last leader's: %s", ", ".join(sorted(missing))
             )
-            self._ask(lambda: self._ledger.retire(missing))
-            for name in missing:
-                self._records[name] = replace(self._records[name], retired=True)
+            self._retire(missing)
         for entry in entries.values():
             self.remind(entry)
+
+    def retire_overdue(self, find: Callable[[str], Any]) -> None:
+        """Retire entries whose slots nobody comes to, since they are gone or disabled.
+
+        Some schedulers, such as RedBeat, show what is due only, and not what was removed.
+        """
+        overdue = self.now() - OVERDUE_AFTER
+        waiting = [
+            name
+            for name, record in self._records.items()
+            if record.next_slot is not None and record.next_slot < overdue and not record.retired
+        ]
+        entries = {name: find(name) for name in waiting}
+        gone = [name for name, entry in entries.items() if entry is None or not getattr(entry, "enabled", True)]
+        if gone:
+            logger.info("pgleader: gone from the schedule, or disabled: %s", ", ".join(sorted(gone)))
+            self._retire(gone)
 
     def remind(self, entry: Any) -> None:
         """Set when an entry was last run, which is what its schedule counts from, to what the ledger says."""
@@ -279,6 +297,11 @@ class SlotKeeper:
     def prune(self) -> int:
         """Forget a batch of what is old; return how many rows went."""
         return self._ask(self._ledger.prune)
+
+    def _retire(self, names: list[str]) -> None:
+        self._ask(lambda: self._ledger.retire(names))
+        for name in names:
+            self._records[name] = replace(self._records[name], retired=True)
 
     def _next_slot(self, entry: Any, record: EntryRecord) -> datetime | None:
         after = record.accounted_until

@@ -12,6 +12,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 OPERATORS_COMMANDS: list[click.Command] = []
 
+json_option = click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")
 node = click.argument("node")
 entry = click.argument("entry")
 
@@ -20,7 +21,7 @@ def command(name: str) -> Callable[[Function], click.Command]:
     """Make a command that can also print JSON."""
 
     def make(function: Function) -> click.Command:
-        function = click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")(function)
+        function = json_option(function)
         made = click.command(name, cls=CeleryCommand)(click.pass_context(handle_preload_options(function)))
         OPERATORS_COMMANDS.append(made)
         return made

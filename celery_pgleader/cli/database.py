@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from psycopg import Error
-from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, UndefinedFunction, UndefinedTable
+from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, UndefinedColumn, UndefinedFunction, UndefinedTable
 
 from celery_pgleader.config import Config
 from celery_pgleader.errors import ConfigurationError
@@ -54,7 +54,7 @@ def asking(app: Any, *, pooled: bool = False) -> Iterator[Session]:
         raise click.ClickException(str(error)) from error
     except InsufficientPrivilege as error:
         raise NotPermitted(f"this role may not: {first_line(error)}") from error
-    except (UndefinedTable, UndefinedFunction, InvalidSchemaName) as error:
+    except (UndefinedTable, UndefinedColumn, UndefinedFunction, InvalidSchemaName) as error:
         raise Unavailable(f"{first_line(error)}; has `pgleader migrate` been run?") from error
     except Error as error:
         raise Unavailable(f"cannot ask {config.database}: {first_line(error)}") from error

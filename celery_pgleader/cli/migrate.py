@@ -7,23 +7,23 @@ from typing import Any
 import click
 
 from celery_pgleader.cli.database import asking
+from celery_pgleader.cli.output import say
 from celery_pgleader.store import Schema
 from celery_pgleader.store.schema import Migration, grants, migrations, script
 
 
-def run_migrate(app: Any, *, as_sql: bool, role: str | None) -> None:
+def run_migrate(app: Any, *, as_sql: bool, role: str | None, as_json: bool) -> None:
     """Bring the schema up to date, or print what would."""
     if as_sql:
-        for part in script(_missing(app), role):
-            click.echo(part, nl=False)
+        text = "".join(script(_missing(app), role))
+        say({"sql": text}, text.rstrip("\n"), as_json=as_json)
         return
     with asking(app) as session:
         steps = Schema(session).migrate()
         if role:
             session.execute(grants(role))
-    for step in steps:
-        click.echo(f"applied {step.name}")
-    click.echo("the schema pgleader is up to date")
+    words = [*(f"applied {step.name}" for step in steps), "the schema pgleader is up to date"]
+    say({"applied": [step.name for step in steps]}, "\n".join(words), as_json=as_json)
 
 
 def _missing(app: Any) -> list[Migration]:

@@ -9,6 +9,7 @@ import click
 from psycopg.types.json import set_json_loads
 
 from celery_pgleader.cli.database import asking
+from celery_pgleader.cli.output import say, show_json
 from celery_pgleader.errors import NotificationError
 from celery_pgleader.notifications import watches
 from celery_pgleader.notifications.sending import notify
@@ -39,7 +40,7 @@ def show_notifications(app: Any, *, as_json: bool) -> None:
         for number, channel, key, sent_at, died_at, attempts, error, payload in dead
     ]
     if as_json:
-        click.echo(json.dumps({"waiting": waiting, "dead": letters}, indent=2))
+        show_json({"waiting": waiting, "dead": letters})
         return
     for channel in waiting:
         click.echo("waiting  {channel}: {waiting}, the oldest for {oldest_seconds:g} s".format(**channel))
@@ -49,21 +50,22 @@ def show_notifications(app: Any, *, as_json: bool) -> None:
         click.echo("nothing waits, and there are no dead letters")
 
 
-def retry_dead(app: Any, ids: tuple[int, ...], channel: str | None, *, everything: bool) -> None:
+def retry_dead(app: Any, ids: tuple[int, ...], channel: str | None, *, everything: bool, as_json: bool) -> None:
     """Have dead letters dispatched after all."""
     with asking(app) as session:
         row = session.execute(statements.RETRY_DEAD, _which(ids, channel, everything=everything)).fetchone()
-    click.echo(f"{row[0] if row else 0} go to the end of the line")
+    retried = row[0] if row else 0
+    say({"retried": retried}, f"{retried} go to the end of the line", as_json=as_json)
 
 
-def drop_dead(app: Any, ids: tuple[int, ...], channel: str | None, *, everything: bool) -> None:
+def drop_dead(app: Any, ids: tuple[int, ...], channel: str | None, *, everything: bool, as_json: bool) -> None:
     """Throw dead letters away."""
     with asking(app) as session:
         dropped = session.execute(statements.DROP_DEAD, _which(ids, channel, everything=everything)).fetchall()
-    click.echo(f"{len(dropped)} dropped")
+    say({"dropped": len(dropped)}, f"{len(dropped)} dropped", as_json=as_json)
 
 
-def send(app: Any, channel: str, payload: str, *, key: str | None, durable: bool) -> None:
+def send(app: Any, channel: str, payload: str, *, key: str | None, durable: bool, as_json: bool) -> None:
     """Send a notification."""
     try:
         value = json.loads(payload)
@@ -74,30 +76,36 @@ def send(app: Any, channel: str, payload: str, *, key: str | None, durable: bool
             notify(channel, value, key=key, durable=durable, connection=session)
         except NotificationError as error:
             raise click.ClickException(str(error)) from error
+    if as_json:
+        show_json({"channel": channel, "key": key, "durable": durable})
 
 
-def set_watch(app: Any, watch: Watch, *, as_sql: bool) -> None:
+def set_watch(app: Any, watch: Watch, *, as_sql: bool, as_json: bool) -> None:
     """Watch a table, or print how."""
     with asking(app) as session:
         script = watches.script_of(session, watch)
         if as_sql:
-            click.echo(script.as_string(session))
+            text = script.as_string(session)
+            say({"sql": text}, text, as_json=as_json)
             return
         with session.transaction():
             session.execute(script)
-    click.echo(f"{watch.table} is watched: {', '.join(watch.operations)} to channel {watch.channel}")
+    facts = {"table": watch.table, "channel": watch.channel, "operations": watch.operations}
+    words = f"{watch.table} is watched: {', '.join(watch.operations)} to channel {watch.channel}"
+    say(facts, words, as_json=as_json)
 
 
-def end_watch(app: Any, table: str, channel: str, *, as_sql: bool) -> None:
+def end_watch(app: Any, table: str, channel: str, *, as_sql: bool, as_json: bool) -> None:
     """Watch a table no more, or print how."""
     with asking(app) as session:
         script = watches.unwatch_script(session, table, channel)
         if as_sql:
-            click.echo(script.as_string(session))
+            text = script.as_string(session)
+            say({"sql": text}, text, as_json=as_json)
             return
         with session.transaction():
             session.execute(script)
-    click.echo(f"{table} is watched no more for channel {channel}")
+    say({"table": table, "channel": channel}, f"{table} is watched no more for channel {channel}", as_json=as_json)
 
 
 def show_watches(app: Any, *, as_json: bool) -> None:
@@ -105,7 +113,7 @@ def show_watches(app: Any, *, as_json: bool) -> None:
     with asking(app) as session:
         found = [watches.describe(watch) for watch in watches.watches(session)]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        show_json(found)
         return
     for watch in found:
         click.echo("{table}: {operation}, per {per}, to channel {channel}".format(**watch))

@@ -14,7 +14,7 @@ import click
 from celery_pgleader.beat.slots import task_id_of
 from celery_pgleader.cli import sql as statements
 from celery_pgleader.cli.database import Unavailable, asking, config_of
-from celery_pgleader.cli.output import duration, moment, show_json
+from celery_pgleader.cli.output import duration, moment, say
 from celery_pgleader.cli.overview import Overview, look
 from celery_pgleader.cli.times import read_time
 from celery_pgleader.config import Config
@@ -32,7 +32,7 @@ def resign(app: Any, to: str | None, *, as_json: bool) -> None:
         if to is not None:
             _check_can_lead(overview, to)
             if overview.leading_node == to:
-                _say(as_json, {"leader": to, "term": overview.term, "changed": False}, f"{to} leads already")
+                say({"leader": to, "term": overview.term, "changed": False}, f"{to} leads already", as_json=as_json)
                 return
         term, node, _ = session.execute(
             statements.RESIGN, {"election": config.election, "at": None, "to": to}
@@ -40,7 +40,7 @@ def resign(app: Any, to: str | None, *, as_json: bool) -> None:
         new_term, new_node, gap = _await_handover(config, session, term, node)
     words = f"{new_node} leads, term {new_term}"
     words += f"; nobody led for {duration(gap)}" if gap is not None else ""
-    _say(as_json, {"leader": new_node, "term": new_term, "changed": True, "gap": gap}, words)
+    say({"leader": new_node, "term": new_term, "changed": True, "gap": gap}, words, as_json=as_json)
 
 
 def switch_over(app: Any, at: str | None, to: str | None, *, cancel: bool, as_json: bool) -> None:
@@ -53,7 +53,7 @@ def switch_over(app: Any, at: str | None, to: str | None, *, cancel: bool, as_js
             rows = session.execute(statements.CANCEL, {"election": config.election}).fetchall()
             planned = rows[0][0] if rows else None
             words = f"the switchover at {moment(planned, zone)} is cancelled" if planned else "none was planned"
-            _say(as_json, {"cancelled": planned}, words)
+            say({"cancelled": planned}, words, as_json=as_json)
             return
         time_, _ = read_time(at, now, zone)
         if time_ <= now:
@@ -63,7 +63,7 @@ def switch_over(app: Any, at: str | None, to: str | None, *, cancel: bool, as_js
             _check_can_lead(overview, to)
         session.execute(statements.RESIGN, {"election": config.election, "at": time_, "to": to})
     words = f"whoever leads at {moment(time_, zone)} ({zone}) hands over{f' to {to}' if to else ''}"
-    _say(as_json, {"at": time_, "to": to}, words)
+    say({"at": time_, "to": to}, words, as_json=as_json)
 
 
 def pause(app: Any, *, election: bool, as_json: bool) -> None:
@@ -77,7 +77,7 @@ def pause(app: Any, *, election: bool, as_json: bool) -> None:
         if election
         else "the schedule is paused: slots are skipped, and the election goes on"
     )
-    _say(as_json, {"paused_at": paused_at, "held_at": held_at}, words)
+    say({"paused_at": paused_at, "held_at": held_at}, words, as_json=as_json)
 
 
 def resume(app: Any, *, election: bool, schedule: bool, as_json: bool) -> None:
@@ -89,7 +89,7 @@ def resume(app: Any, *, election: bool, schedule: bool, as_json: bool) -> None:
         rows = session.execute(statements.RESUME, parameters).fetchall()
     was_paused, was_held = rows[0] if rows else (False, False)
     words = [*(["the schedule goes on"] if was_paused else []), *(["the election goes on"] if was_held else [])]
-    _say(as_json, {"schedule": was_paused, "election": was_held}, ", and ".join(words) or "nothing was paused")
+    say({"schedule": was_paused, "election": was_held}, ", and ".join(words) or "nothing was paused", as_json=as_json)
 
 
 def cordon(app: Any, node: str, *, as_json: bool) -> None:
@@ -99,7 +99,9 @@ def cordon(app: Any, node: str, *, as_json: bool) -> None:
         known = {there.node for there in look(config, session).nodes}
         session.execute(statements.CORDON, {"election": config.election, "node": node})
     unknown = "" if node in known else f"; no node of that name is there now ({_names(known)})"
-    _say(as_json, {"node": node, "there": node in known}, f"{node} does not lead until it is uncordoned{unknown}")
+    say(
+        {"node": node, "there": node in known}, f"{node} does not lead until it is uncordoned{unknown}", as_json=as_json
+    )
 
 
 def uncordon(app: Any, node: str, *, as_json: bool) -> None:
@@ -108,7 +110,9 @@ def uncordon(app: Any, node: str, *, as_json: bool) -> None:
     with asking(app, pooled=True) as session:
         rows = session.execute(statements.UNCORDON, {"election": config.election, "node": node}).fetchall()
     was = bool(rows and rows[0][0])
-    _say(as_json, {"node": node, "changed": was}, f"{node} may lead again" if was else f"{node} was not cordoned")
+    say(
+        {"node": node, "changed": was}, f"{node} may lead again" if was else f"{node} was not cordoned", as_json=as_json
+    )
 
 
 def pause_entry(app: Any, entry: str, *, as_json: bool) -> None:
@@ -118,7 +122,7 @@ def pause_entry(app: Any, entry: str, *, as_json: bool) -> None:
         rows = session.execute(statements.PAUSE_ENTRY, {"election": config.election, "entry": entry}).fetchall()
         if not rows:
             raise _unknown(config, session, entry)
-    _say(as_json, {"entry": entry, "paused_at": rows[0][0]}, f"{entry} is paused: its slots are skipped")
+    say({"entry": entry, "paused_at": rows[0][0]}, f"{entry} is paused: its slots are skipped", as_json=as_json)
 
 
 def resume_entry(app: Any, entry: str, *, as_json: bool) -> None:
@@ -129,7 +133,7 @@ def resume_entry(app: Any, entry: str, *, as_json: bool) -> None:
         if not rows:
             raise _unknown(config, session, entry)
     was = rows[0][0]
-    _say(as_json, {"entry": entry, "changed": was}, f"{entry} goes on" if was else f"{entry} was not paused")
+    say({"entry": entry, "changed": was}, f"{entry} goes on" if was else f"{entry} was not paused", as_json=as_json)
 
 
 def run_now(app: Any, entry: str, *, as_json: bool) -> None:
@@ -152,7 +156,7 @@ def run_now(app: Any, entry: str, *, as_json: bool) -> None:
         words = f"{entry} is written down, and not published yet: is the broker away? As task {task_id}"
     else:
         words = f"{entry} is written down; nobody leads, and who does next will publish it, as task {task_id}"
-    _say(as_json, facts, words)
+    say(facts, words, as_json=as_json)
 
 
 def _led(config: Config, session: Session) -> Overview:
@@ -211,10 +215,3 @@ def unknown_entry(entry: str, known: list[str]) -> str:
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(sorted(set(names))) or "none"
-
-
-def _say(as_json: bool, facts: dict[str, Any], words: str) -> None:  # noqa: FBT001 - the last thing of each command
-    if as_json:
-        show_json(facts)
-    else:
-        click.echo(words)

@@ -21,6 +21,14 @@ def show_json(facts: Any) -> None:
     click.echo(json.dumps(facts, indent=2, default=_plain))
 
 
+def say(facts: Any, words: str, *, as_json: bool) -> None:
+    """Print what was done: as JSON, or in words."""
+    if as_json:
+        show_json(facts)
+    else:
+        click.echo(words)
+
+
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table, or nothing if it has no rows; what is too long for its column goes on in the next line."""
     rows = list(rows)

@@ -13,7 +13,7 @@ from celery import signals
 from celery.bin.base import CeleryCommand, CeleryOption, handle_preload_options
 from celery.bin.worker import worker as worker_command
 
-from celery_pgleader.cli.commands import OPERATORS_COMMANDS
+from celery_pgleader.cli.commands import OPERATORS_COMMANDS, json_option
 from celery_pgleader.worker import remote  # noqa: F401 - has the command line know of its commands
 
 HELP_GROUP = "PgLeader Options"
@@ -84,9 +84,10 @@ def pgleader() -> None:
 @pgleader.command(cls=CeleryCommand)
 @click.option("--sql", "as_sql", is_flag=True, help="Print what is to be run, for a DBA, and change nothing.")
 @click.option("--role", help="Also grant this role what workers need.")
+@json_option
 @click.pass_context
 @handle_preload_options
-def migrate(ctx: click.Context, as_sql: bool, role: str | None) -> None:
+def migrate(ctx: click.Context, as_json: bool, as_sql: bool, role: str | None) -> None:
     """Bring the schema `pgleader` up to date.
 
     Workers do so themselves when they start, if their role may. Exits with 69 where the database cannot be asked, and
@@ -94,7 +95,7 @@ def migrate(ctx: click.Context, as_sql: bool, role: str | None) -> None:
     """
     from celery_pgleader.cli.migrate import run_migrate  # noqa: PLC0415 - psycopg only where it is used
 
-    run_migrate(ctx.obj.app, as_sql=as_sql, role=role)
+    run_migrate(ctx.obj.app, as_sql=as_sql, role=role, as_json=as_json)
 
 
 @pgleader.group()
@@ -110,7 +111,7 @@ def _which(command: Any) -> Any:
 
 
 @notifications.command("list", cls=CeleryCommand)
-@click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 @handle_preload_options
 def list_notifications(ctx: click.Context, as_json: bool) -> None:
@@ -122,24 +123,26 @@ def list_notifications(ctx: click.Context, as_json: bool) -> None:
 
 @notifications.command(cls=CeleryCommand)
 @_which
+@json_option
 @click.pass_context
 @handle_preload_options
-def retry(ctx: click.Context, ids: tuple[int, ...], channel: str | None, everything: bool) -> None:
+def retry(ctx: click.Context, as_json: bool, ids: tuple[int, ...], channel: str | None, everything: bool) -> None:
     """Have dead letters dispatched after all, as if they had been sent now."""
     from celery_pgleader.cli.notifications import retry_dead  # noqa: PLC0415 - psycopg only where it is used
 
-    retry_dead(ctx.obj.app, ids, channel, everything=everything)
+    retry_dead(ctx.obj.app, ids, channel, everything=everything, as_json=as_json)
 
 
 @notifications.command(cls=CeleryCommand)
 @_which
+@json_option
 @click.pass_context
 @handle_preload_options
-def drop(ctx: click.Context, ids: tuple[int, ...], channel: str | None, everything: bool) -> None:
+def drop(ctx: click.Context, as_json: bool, ids: tuple[int, ...], channel: str | None, everything: bool) -> None:
     """Throw dead letters away."""
     from celery_pgleader.cli.notifications import drop_dead  # noqa: PLC0415 - psycopg only where it is used
 
-    drop_dead(ctx.obj.app, ids, channel, everything=everything)
+    drop_dead(ctx.obj.app, ids, channel, everything=everything, as_json=as_json)
 
 
 @pgleader.command(cls=CeleryCommand)
@@ -147,13 +150,14 @@ def drop(ctx: click.Context, ids: tuple[int, ...], channel: str | None, everythi
 @click.argument("payload")
 @click.option("--key", help="Notifications with the same key are dispatched in order.")
 @click.option("--durable/--raw", default=True, help="Durable: kept until it was dispatched. Raw: for who listens now.")
+@json_option
 @click.pass_context
 @handle_preload_options
-def notify(ctx: click.Context, channel: str, payload: str, key: str | None, durable: bool) -> None:
+def notify(ctx: click.Context, as_json: bool, channel: str, payload: str, key: str | None, durable: bool) -> None:
     """Send a notification with a JSON payload."""
     from celery_pgleader.cli.notifications import send  # noqa: PLC0415 - psycopg only where it is used
 
-    send(ctx.obj.app, channel, payload, key=key, durable=durable)
+    send(ctx.obj.app, channel, payload, key=key, durable=durable, as_json=as_json)
 
 
 @pgleader.command(cls=CeleryCommand)
@@ -164,10 +168,12 @@ def notify(ctx: click.Context, channel: str, payload: str, key: str | None, dura
 @click.option("--when", help="An SQL condition on NEW and OLD, such as: new.total > 100")
 @click.option("--per", type=click.Choice(["row", "statement"]), default="row", help="A notification for each. [row]")
 @click.option("--sql", "as_sql", is_flag=True, help="Print what would be run, and change nothing.")
+@json_option
 @click.pass_context
 @handle_preload_options
 def watch(
     ctx: click.Context,
+    as_json: bool,
     table: str,
     channel: str,
     operations: str,
@@ -181,24 +187,25 @@ def watch(
     from celery_pgleader.notifications.watches import Watch  # noqa: PLC0415
 
     wanted = Watch(table, channel, _words(operations), _words(columns), when, per)
-    set_watch(ctx.obj.app, wanted, as_sql=as_sql)
+    set_watch(ctx.obj.app, wanted, as_sql=as_sql, as_json=as_json)
 
 
 @pgleader.command(cls=CeleryCommand)
 @click.argument("table")
 @click.option("--channel", required=True, help="The channel of the watch.")
 @click.option("--sql", "as_sql", is_flag=True, help="Print what would be run, and change nothing.")
+@json_option
 @click.pass_context
 @handle_preload_options
-def unwatch(ctx: click.Context, table: str, channel: str, as_sql: bool) -> None:
+def unwatch(ctx: click.Context, as_json: bool, table: str, channel: str, as_sql: bool) -> None:
     """End a watch."""
     from celery_pgleader.cli.notifications import end_watch  # noqa: PLC0415 - psycopg only where it is used
 
-    end_watch(ctx.obj.app, table, channel, as_sql=as_sql)
+    end_watch(ctx.obj.app, table, channel, as_sql=as_sql, as_json=as_json)
 
 
 @pgleader.command(cls=CeleryCommand)
-@click.option("--json", "-j", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 @handle_preload_options
 def watches(ctx: click.Context, as_json: bool) -> None:

@@ -286,8 +286,9 @@ def test_with_nobody_leading(operator: Operator) -> None:
     assert "nobody; the last was a@test" in operator.say("status", code=69)
     for command in everything("a@test"):
         expected = {"status": 69, "doctor": 1, "check": 2}.get(command[0], 0)
-        result = operator.run(*command)
+        result = operator.run(*command, "--json")
         assert result.returncode == expected, result
+        json.loads(result.stdout)
     away = operator.run("resign")
     assert (away.returncode, away.stderr) == (69, "Error: nobody leads\n")
     assert states(operator, "tick")["claimed", "run-now"] == 1

@@ -715,3 +715,58 @@ def test_a_claim_is_told_apart_by_its_slot() -> None:
     """It says in which term it was claimed, for who reads the message."""
     assert Claim(NOON, 7) == Claim(NOON.astimezone(ZoneInfo("Europe/Berlin")), 7)
     assert Claim(NOON, 7) != Claim(NOON, 8)
+
+
+# What operators order
+
+
+def test_the_next_slot_is_known(world: World) -> None:
+    """From the moment at which an entry is met, after each claim, and where there is more to come than was claimed."""
+    world.new_term(many={"misfire": "all"})
+    world.add("tick")
+    world.add("many", SECOND)
+    world.meet()
+    assert world.ledger.records["tick"].next_slot == NOON + MINUTE
+    world.now += 3 * MINUTE + SECOND
+    world.claim()
+    assert world.ledger.records["tick"].next_slot == NOON + 4 * MINUTE
+    assert world.ledger.records["many"].next_slot == NOON + 101 * SECOND
+
+
+def test_slots_of_a_paused_entry_are_skipped(world: World) -> None:
+    """From the very claim on that meets the pause, and to the one that meets its end."""
+    world.add("tick")
+    world.add("tock")
+    world.meet()
+    world.now += MINUTE
+    assert world.claim() == {"tick": [NOON + MINUTE], "tock": [NOON + MINUTE]}
+    # What an operator writes, and this leader has not read.
+    world.ledger.records["tick"] = replace(world.ledger.records["tick"], paused=True)
+    world.now += MINUTE
+    assert world.claim() == {"tick": [], "tock": [NOON + 2 * MINUTE]}
+    assert stretches(world, "tick")[-1] == (NOON + 2 * MINUTE, NOON + 2 * MINUTE, "skipped", "paused")
+    world.now += MINUTE
+    assert world.claim()["tick"] == []
+    world.ledger.records["tick"] = replace(world.ledger.records["tick"], paused=False)
+    world.now += MINUTE
+    assert world.claim()["tick"] == [NOON + 4 * MINUTE]
+    assert [reason for _, _, _, reason in stretches(world, "tick")] == [None, "paused", "paused", None]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_overdue_entries_that_are_gone_or_disabled_are_retired(world: World, *, gone: bool) -> None:
+    """Some schedulers do not tell what was removed; an entry that waits for a run to end is in the schedule still."""
+    world.add("tick")
+    world.add("slow")
+    world.meet(all_of_them=False)
+    if gone:
+        del world.entries["tick"]
+    else:
+        world.entries["tick"].enabled = False
+    world.now += MINUTE + 9 * SECOND
+    world.keeper.retire_overdue(world.entries.get)
+    assert not world.ledger.records["tick"].retired
+    world.now += 2 * SECOND
+    world.keeper.retire_overdue(world.entries.get)
+    assert world.ledger.records["tick"].retired
+    assert not world.ledger.records["slow"].retired
