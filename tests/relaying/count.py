@@ -21,6 +21,8 @@ class Count:
     Attributes:
         written: durable ones whose transaction was committed.
         lost: of those, those that were never run.
+        lost_on_the_way: never run either, but no consumer has received them. Redis lets go of a message before the
+            consumer has it: from each connection that breaks, it loses one at most.
         unwritten: run, though their transaction was not committed.
         run_twice: run more than once.
         ids: task ids of one notification beyond its first: they would not be told to be the same.
@@ -35,6 +37,7 @@ class Count:
 
     written: int = 0
     lost: int = 0
+    lost_on_the_way: int = 0
     unwritten: int = 0
     run_twice: int = 0
     ids: int = 0
@@ -56,8 +59,18 @@ def read_facts(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
-def count_notifications(written: Sequence[Written], facts: Iterable[dict[str, Any]], dead: int) -> Count:
-    """Return what became of everything that was written."""
+def count_notifications(
+    written: Sequence[Written], facts: Iterable[dict[str, Any]], dead: int, redis_may_lose: int = 0
+) -> Count:
+    """Return what became of everything that was written.
+
+    Args:
+        written: durable notifications, and as many raw ones.
+        facts: what the consumer has told.
+        dead: dead letters.
+        redis_may_lose: connections between Redis and the consumer that were broken.
+
+    """
     by_name = {(item.client, item.number): item for item in written}
     ids: dict[Name, Counter[str]] = defaultdict(Counter)
     runs: Counter[Name] = Counter()
@@ -73,9 +86,12 @@ def count_notifications(written: Sequence[Written], facts: Iterable[dict[str, An
             if name not in ids:
                 first[fact["key"]].append(name)
             ids[name][fact["id"]] += 1
+    lost = len(by_name.keys() - runs.keys())
+    on_the_way = min(len(by_name.keys() - ids.keys()), redis_may_lose)
     return Count(
         written=len(by_name),
-        lost=len(by_name.keys() - runs.keys()),
+        lost=lost - on_the_way,
+        lost_on_the_way=on_the_way,
         unwritten=len(runs.keys() - by_name.keys()),
         run_twice=sum(number > 1 for number in runs.values()),
         ids=sum(len(some) - 1 for some in ids.values()),

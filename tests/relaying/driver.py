@@ -66,6 +66,7 @@ class Driver:
         """Start the nodes and the worker."""
         self.kinds: dict[str, int] = Counter()
         self._database = database
+        self._is_on_redis = broker.startswith("redis")
         self._config = Config(database_url=database, election=ELECTION)
         self._seed = seed
         self._random = random.Random(seed)
@@ -126,7 +127,10 @@ class Driver:
         self._settle(each * CLIENTS)
         written = [item for client in self.clients for item in client.written]
         return count_notifications(
-            written, read_facts(self._facts), self._ask("select count(*) from pgleader.dead_letters")
+            written,
+            read_facts(self._facts),
+            self._ask("select count(*) from pgleader.dead_letters"),
+            self.kinds["restart broker"] if self._is_on_redis else 0,
         )
 
     def _plan(
