@@ -39,7 +39,7 @@ class TrustPage:
         """Make the page."""
         folder = SHARED if os.access(SHARED, os.W_OK) else Path(tempfile.gettempdir())
         _sweep(folder)
-        self._fd, name = tempfile.mkstemp(prefix=f"{PREFIX}{os.getpid()}-", dir=folder)
+        self._fd, name = tempfile.mkstemp(prefix=f"{_prefix()}{os.getpid()}-", dir=folder)
         os.ftruncate(self._fd, SIZE)
         self._memory = mmap.mmap(self._fd, SIZE)
         # Not at the end of the process, when a thread may still look at it.
@@ -157,10 +157,19 @@ def _whose() -> tuple[int, str | None]:
     return os.getpid(), os.environ.get(VARIABLE)
 
 
+def _prefix() -> str:
+    # Containers may share the folder, and each has process ids of its own.
+    try:
+        return f"{PREFIX}{Path('/proc/self/ns/pid').stat().st_ino}-"
+    except OSError:
+        return f"{PREFIX}0-"
+
+
 def _sweep(folder: Path) -> None:
     """Remove what workers that were killed have left behind."""
-    for path in folder.glob(f"{PREFIX}*-*"):
-        pid = path.name.removeprefix(PREFIX).partition("-")[0]
+    prefix = _prefix()
+    for path in folder.glob(f"{prefix}*-*"):
+        pid = path.name.removeprefix(prefix).partition("-")[0]
         with contextlib.suppress(OSError):
             if path.stat().st_uid == os.getuid() and pid.isdecimal() and not _is_alive(int(pid)):
                 path.unlink()

@@ -409,11 +409,16 @@ def test_a_second_worker_of_a_process_has_a_page_of_its_own(pages: Path) -> None
 
 
 def test_pages_of_the_dead_are_swept(pages: Path) -> None:
-    """And nobody else's, nor what is no page."""
+    """And nobody else's, such as those of another container that shares the folder, nor what is no page."""
+    page = trust_page.TrustPage()
+    (own,) = pages.iterdir()
+    page.close()
+    prefix = own.name.rpartition(f"{os.getpid()}-")[0]
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    dead = pages / f"{trust_page.PREFIX}{ended.pid}-abc"
-    kept = [pages / f"{trust_page.PREFIX}{os.getpid()}-abc", pages / f"{trust_page.PREFIX}x-abc", pages / "else"]
+    dead = pages / f"{prefix}{ended.pid}-abc"
+    names = [f"{prefix}{os.getpid()}-abc", f"{prefix}x-abc", f"{trust_page.PREFIX}1-{ended.pid}-abc", "else"]
+    kept = [pages / name for name in names]
     for path in (dead, *kept):
         path.touch()
     page = trust_page.TrustPage()
