@@ -88,7 +88,8 @@ class FakeNode:
         self._app = app
         self._config = Config.from_app(app, {"database_url": "dbname=none"})
         self._name = name
-        self._terms = 0
+        # Number of the present term; while this node does not lead, another one does.
+        self._term = 1
         self._letters = itertools.count(1)
         self._guard = _Guard(self._config, name)
         self._exit = ExitStack()
@@ -118,8 +119,8 @@ class FakeNode:
         if self.leadership.term is not None:
             self.lose()
         self._guard_tasks()
-        self._terms += 1
-        term = Term(self._terms, self._config.election, self._name, backend_pid=0)
+        self._term += 1
+        term = Term(self._term, self._config.election, self._name, backend_pid=0)
         self.leadership.gain(term, math.inf, reason)
         self._send(leadership_gained, term, reason)
         return term
@@ -132,6 +133,7 @@ class FakeNode:
         term = self.leadership.term
         if term is not None:
             self.leadership.lose(term, reason)
+            self._term += 1
             self._send(leadership_lost, term, reason)
 
     def publish(self, entry: str, *, at: datetime | None = None, catch_up: bool = False) -> Any:
@@ -231,11 +233,6 @@ class FakeNode:
             )
             for route in self._routes(channel)
         ]
-
-    @property
-    def _term(self) -> int:
-        # While this node does not lead, another one does.
-        return self._terms if self.leadership.trusted() else self._terms + 1
 
     def _entry(self, name: str) -> ScheduleEntry:
         schedule = self._app.conf.beat_schedule

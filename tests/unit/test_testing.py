@@ -52,6 +52,12 @@ def register(app: Celery, function: Any, **options: Any) -> Any:
     return task(function, shared=False, lazy=False, **options)
 
 
+def term_of_message(self: Any, _value: Any) -> int:
+    """Return the term in which the task was sent."""
+    term: int = self.request.pgleader_term
+    return term
+
+
 def test_a_leader_only_task_runs_where_the_node_leads_only(app: Celery) -> None:
     """As a follower would, it gives the task back."""
     task = register(app, current_leadership, name="rebuild", leader_only=True)
@@ -98,6 +104,18 @@ def test_terms_rise(node: FakeNode) -> None:
     assert not node.leadership.trusted(first)
 
 
+def test_while_the_node_does_not_lead_another_one_does(app: Celery) -> None:
+    """Whose terms are others."""
+    task = register(app, term_of_message, name="term", bind=True)
+    app.conf.pgleader_channels = {"orders": task.name}
+    with FakeNode(app) as node:
+        before = node.dispatch("orders", 1)[0].get()
+        own = node.gain().number
+        assert node.dispatch("orders", 1)[0].get() == own > before
+        node.lose()
+        assert node.dispatch("orders", 1)[0].get() > own
+
+
 def test_signals_are_sent(node: FakeNode) -> None:
     """In order, with what they carry in a worker."""
     heard: list[tuple[Any, ...]] = []
@@ -112,17 +130,16 @@ def test_signals_are_sent(node: FakeNode) -> None:
     leadership_lost.connect(on_lost)
     try:
         node.lose()
-        node.gain()
-        node.gain("elected")
+        first, second = node.gain(), node.gain("elected")
         node.lose("resigned")
     finally:
         leadership_gained.disconnect(on_gained)
         leadership_lost.disconnect(on_lost)
     assert heard == [
-        ("gained", "fake@localhost", 1, "gained in a test"),
-        ("lost", "fake@localhost", 1, "lost in a test"),
-        ("gained", "fake@localhost", 2, "elected"),
-        ("lost", "fake@localhost", 2, "resigned"),
+        ("gained", "fake@localhost", first.number, "gained in a test"),
+        ("lost", "fake@localhost", first.number, "lost in a test"),
+        ("gained", "fake@localhost", second.number, "elected"),
+        ("lost", "fake@localhost", second.number, "resigned"),
     ]
 
 
