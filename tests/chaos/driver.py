@@ -76,7 +76,7 @@ def run(
     tell("run", broker="valkey" if isinstance(broker, EmbeddedValkey) else "rabbitmq", seed=seed)
     with gathered(postgres, broker, folder, workers=workers, seed=seed) as fleet:
         injector = Injector(fleet, history, kinds, seed)
-        eventually(injector.is_ready, PATIENCE)
+        eventually(lambda: _is_up(fleet, injector), PATIENCE)
         try:
             injector.run(time.monotonic() + seconds)
             tell("calm")
@@ -91,6 +91,12 @@ def run(
         _write_down_queues(broker)
         _end(fleet)
     return history.catch_up()
+
+
+def _is_up(fleet: Fleet, injector: Injector) -> bool:
+    for program in fleet.workers:
+        assert program.process.poll() is None, program.logged()[-3000:]
+    return injector.is_ready()
 
 
 def _await_recovery(fleet: Fleet, injector: Injector, history: History) -> None:
