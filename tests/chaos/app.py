@@ -167,7 +167,8 @@ def on_received(request: Any, **_: Any) -> None:
     """Tell of each delivery, also of those that are not run."""
     slot = request.request_dict.get("pgleader_slot")
     about = {"entry": slot["entry"], "slot": slot["at"]} if slot else _name(request.args[0])
-    tell("received", id=request.id, task=request.name, node=request.hostname, **about)
+    redelivered = bool(request.delivery_info["redelivered"])
+    tell("received", id=request.id, task=request.name, node=request.hostname, redelivered=redelivered, **about)
 
 
 @task_failure.connect

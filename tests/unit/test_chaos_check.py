@@ -43,7 +43,13 @@ def leads(term: int, node: str, since: float, until: float, reason: str = "stopp
 def runs(task: str, name: str, node: str, began: float, ended: float | None, **of: Any) -> list[Fact]:
     """Tell of a message that was received, and of its run."""
     run = f"{task} {name} {node} {began}"
-    about: dict[str, Any] = {"task": task, "id": f"{task} {name}", "name": name, "node": node} | of
+    about: dict[str, Any] = {
+        "task": task,
+        "id": f"{task} {name}",
+        "name": name,
+        "node": node,
+        "redelivered": False,
+    } | of
     told = [fact("received", began, **about), fact("began", began, run=run, **about)]
     return [*told, *([fact("ended", ended, run=run)] if ended is not None else [])]
 
@@ -274,6 +280,9 @@ def test_notifications_out_of_order() -> None:
     assert judge(other_key).faultless
     overlapping = [order("o1", 1.0), order("o2", 1.05), *handled("o2", 2.1), *handled("o1", 2.2)]
     assert judge(overlapping).faultless
+    redelivered = [*handled("o2", 2.1), *runs("chaos.handle", "o1", A, 2.2, 2.2, key="k")]
+    redelivered += runs("chaos.witness", "o1", "w", 2.2, 2.2, key="k", redelivered=True)
+    assert judge(order("o1", 1.0), order("o2", 2.0), redelivered).faultless
     again = [*handled("o1", 1.1), *runs("chaos.witness", "o2", "w", 2.1, 2.1, key="k")]
     again += [*runs("chaos.witness", "o1", "w", 2.2, 2.2, key="k"), *runs("chaos.handle", "o2", A, 2.1, 2.1, key="k")]
     assert judge(order("o1", 1.0), order("o2", 2.0), again).faultless

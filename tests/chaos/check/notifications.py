@@ -36,7 +36,8 @@ def _out_of_order(story: Story, sent: dict[str, Fact]) -> list[str]:
     """Return those whose first delivery came before one that had been committed when they were begun."""
     first: dict[str, dict[str, Fact]] = defaultdict(dict)
     for fact in story.of("received"):
-        if fact["task"] == WITNESS and fact["name"] in sent:
+        # What a worker had taken and lost comes later, and says so.
+        if fact["task"] == WITNESS and fact["name"] in sent and not fact["redelivered"]:
             first[fact["key"]].setdefault(fact["name"], sent[fact["name"]])
     wrong = []
     for key, by_name in first.items():
