@@ -23,6 +23,7 @@ from celery_pgleader.election.observer import observe
 from tests.handovers.app import ELECTION, make_app
 from tests.handovers.count import Count, Message, count_slots
 from tests.support.eventually import eventually
+from tests.support.programs import Program
 
 KINDS = ("resign", "term", "kill", "terminate", "stop")
 PATIENCE = 60.0
@@ -38,37 +39,6 @@ with engine.begin() as connection:
     connection.execute(sqlalchemy.text("create schema celery_schema"))
 manager.prepare_models(engine)
 """
-
-
-class Node:
-    """One process that stands for the election."""
-
-    def __init__(self, name: str, environment: dict[str, str], folder: Path) -> None:
-        """Start it."""
-        self.name = name
-        self._environment = environment
-        self._folder = folder
-        self.process = self._start()
-
-    def restart(self) -> None:
-        """Start it again, after its end."""
-        self.process.wait(PATIENCE)
-        self.process = self._start()
-
-    def send(self, number: int) -> None:
-        """Send a signal."""
-        self.process.send_signal(number)
-
-    def end(self) -> None:
-        """Leave nothing behind."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        self.process.wait()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.handovers.node", self.name, str(self._folder / f"{self.name}.schedule")]
-        with (self._folder / f"{self.name}.log").open("ab") as log:
-            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
 
 class Consumer:
@@ -129,7 +99,11 @@ class Driver:
             # Its nodes would create the tables together, and get into each other's way.
             subprocess.run([sys.executable, "-c", CREATE_TABLES], env=environment, check=True)
         self._consumer = Consumer(make_app(environment))
-        self._nodes = {f"node{number}": Node(f"node{number}", environment, folder) for number in range(nodes)}
+        command = [sys.executable, "-m", "tests.handovers.node"]
+        self._nodes = {
+            name: Program(name, [*command, name, str(folder / f"{name}.schedule")], environment, folder)
+            for name in (f"node{number}" for number in range(nodes))
+        }
         self._db = psycopg.connect(database, autocommit=True)
 
     def __enter__(self) -> Driver:
@@ -151,7 +125,7 @@ class Driver:
         self._settle()
         return count_slots(self._database, ELECTION, self._consumer.messages)
 
-    def _leader(self) -> tuple[Node, int] | None:
+    def _leader(self) -> tuple[Program, int] | None:
         # A session that ends while it is looked at has no name any more.
         leaders = [seat for seat in observe(self._config) if seat.role == "leader" and seat.node in self._nodes]
         return (self._nodes[leaders[0].node], leaders[0].backend_pid) if leaders else None
@@ -180,6 +154,7 @@ class Driver:
         if kind == "stop":
             node.send(signal.SIGCONT)
         elif kind in {"term", "kill"}:
+            node.await_end()
             node.restart()
 
     def _wait_for_a_slot(self) -> None:
@@ -207,7 +182,7 @@ class Driver:
         for node in self._nodes.values():
             node.send(signal.SIGTERM)
         for node in self._nodes.values():
-            node.process.wait(PATIENCE)
+            node.await_end()
         # What was published last is on its way.
         seen = -1
         while seen != len(self._consumer.messages):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +21,7 @@ from celery_pgleader.election.observer import observe
 from tests.leading import app as leading
 from tests.leading.count import ACKNOWLEDGED_WITHIN, ACKNOWLEDGED_WITHIN_SOLO, Count, count_tasks, read_facts
 from tests.support.eventually import eventually
+from tests.support.programs import Program
 
 KINDS = ("kill", "term", "stop", "terminate", "resign", "kill main")
 PATIENCE = 90.0
@@ -30,59 +29,6 @@ NODES = 3
 # After so long without any run, what is missing is lost.
 STANDSTILL = 15.0
 PAUSE = 0.1
-
-
-class Worker:
-    """One `celery worker` and the children of its pool, in a process group of their own."""
-
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
-        """Start it."""
-        self.node = name
-        self.log = log
-        self._command = command
-        self._environment = environment
-        self.process = self._start()
-
-    def is_ready(self) -> bool:
-        """Tell whether it consumes, for the first time or again."""
-        assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
-        return f"{self.node} ready." in self.log.read_text(errors="replace")
-
-    def restart(self) -> None:
-        """Start it again, after its end."""
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            # So that its log says where it is.
-            self.process.send_signal(signal.SIGUSR2)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(2)
-            raise
-        self.process = self._start()
-
-    def send(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to the main process, or to all of it."""
-        if group:
-            os.killpg(self.process.pid, number)
-        else:
-            self.process.send_signal(number)
-
-    def end(self) -> None:
-        """Leave nothing behind."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
 
 
 class Sender:
@@ -178,7 +124,7 @@ class Driver:
             "LEADING_SCHEDULE": str(folder / "schedule"),
             "PYTHONWARNINGS": "ignore",
         }
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, Program] = {}
         for number in range(NODES):
             node = f"node{number}@test"
             command = [sys.executable, "-m", "celery", "-A", "tests.leading.app", "worker", "--pgleader", "-n", node]
@@ -186,7 +132,7 @@ class Driver:
             if pool in {"gevent", "eventlet"}:
                 # Its heartbeat waits for confirmations, on a connection from which another green thread takes them.
                 command.append("--without-heartbeat")
-            self._workers[node] = Worker(node, command, environment, folder / f"{node}.log")
+            self._workers[node] = Program(node, command, environment, folder)
 
     def __enter__(self) -> Driver:
         """Return it."""
@@ -199,7 +145,9 @@ class Driver:
 
     def run(self, tasks: int, kinds: Sequence[str], seconds: float, restart_broker: Callable[[], None]) -> Count:
         """Have so many tasks sent in so long, while the lead changes in these ways; wait for the end, and count."""
-        eventually(lambda: all(worker.is_ready() for worker in self._workers.values()), PATIENCE)
+        eventually(
+            lambda: all(worker.has_logged(f"{worker.name} ready.") for worker in self._workers.values()), PATIENCE
+        )
         eventually(self._leader, PATIENCE)
         sender = Sender(self._broker, tasks, seconds, self._seed)
         began = time.monotonic()
@@ -221,7 +169,7 @@ class Driver:
         self._random.shuffle(kinds)
         return kinds
 
-    def _leader(self) -> tuple[Worker, int] | None:
+    def _leader(self) -> tuple[Program, int] | None:
         # A session that ends while it is looked at has no name any more.
         leaders = [seat for seat in observe(self._config) if seat.role == "leader" and seat.node in self._workers]
         return (self._workers[leaders[0].node], leaders[0].backend_pid) if leaders else None
@@ -243,11 +191,12 @@ class Driver:
         eventually(self._is_settled, PATIENCE)
         worker, pid = self._leader() or (None, 0)
         assert worker is not None, "nobody leads"
-        self._fault(kind, worker.node, lambda: self._harm(worker, pid, kind))
+        self._fault(kind, worker.name, lambda: self._harm(worker, pid, kind))
         if kind in {"term", "kill", "kill main"}:
+            worker.await_end()
             worker.restart()
 
-    def _harm(self, worker: Worker, pid: int, kind: str) -> None:
+    def _harm(self, worker: Program, pid: int, kind: str) -> None:
         if kind == "terminate":
             with psycopg.connect(self._database, autocommit=True) as connection:
                 connection.execute("select pg_terminate_backend(%s)", [pid])

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,42 +20,12 @@ from celery_pgleader.election.observer import observe
 from tests.relaying.clients import Client
 from tests.relaying.count import Count, count_notifications, read_facts
 from tests.support.eventually import eventually
+from tests.support.programs import Program
 
 KINDS = ("kill", "stop", "terminate", "terminate relay")
 PATIENCE = 90.0
 ELECTION = "relaying"
 CLIENTS, KEYS, NODES = 8, 100, 3
-
-
-class Process:
-    """A program with a log."""
-
-    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str], folder: Path) -> None:
-        """Start it."""
-        self.name = name
-        self.log = folder / f"{name}.log"
-        self._command = command
-        self._environment = environment
-        self.process = self._start()
-
-    def restart(self) -> None:
-        """Start it again, after its end."""
-        self.process.wait(PATIENCE)
-        self.process = self._start()
-
-    def send(self, number: int) -> None:
-        """Send a signal."""
-        self.process.send_signal(number)
-
-    def end(self) -> None:
-        """Leave nothing behind."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        self.process.wait()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            return subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
 
 
 class Driver:
@@ -83,9 +52,9 @@ class Driver:
         python = sys.executable
         worker = [python, "-m", "celery", "-A", "tests.relaying.app", "worker", "-n", "consumer@test", "-P", "solo"]
         worker += ["--without-gossip", "--without-mingle", "-l", "INFO"]
-        self._worker = Process("consumer", worker, environment, folder)
+        self._worker = Program("consumer", worker, environment, folder)
         self._nodes = {
-            name: Process(
+            name: Program(
                 name, [python, "-m", "tests.relaying.node", name, str(folder / f"{name}.schedule")], environment, folder
             )
             for name in (f"node{number}" for number in range(NODES))
@@ -112,7 +81,7 @@ class Driver:
             restarts: names, and what restarts a server; spread over the time, each once.
 
         """
-        eventually(lambda: self._leader() and "consumer@test ready" in self._worker.log.read_text(), PATIENCE)
+        eventually(lambda: self._leader() and self._worker.has_logged("consumer@test ready"), PATIENCE)
         each = notifications // CLIENTS
         self.clients = [Client(self._database, number, each, seconds, KEYS, self._seed) for number in range(CLIENTS)]
         began = time.monotonic()
@@ -146,7 +115,7 @@ class Driver:
             plan.append((seconds * number / (len(restarts) + 1), name, restart))
         return sorted(plan, key=lambda fault: fault[0])
 
-    def _leader(self) -> tuple[Process, int] | None:
+    def _leader(self) -> tuple[Program, int] | None:
         with contextlib.suppress(psycopg.Error):
             leaders = [seat for seat in observe(self._config) if seat.role == "leader" and seat.node in self._nodes]
             return (self._nodes[leaders[0].node], leaders[0].backend_pid) if leaders else None
@@ -169,6 +138,7 @@ class Driver:
         if kind == "stop":
             node.send(signal.SIGCONT)
         elif kind == "kill":
+            node.await_end()
             node.restart()
 
     def _terminate(self, which: str, *parameters: object) -> None:

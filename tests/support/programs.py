@@ -63,6 +63,10 @@ class Program:
                 self.process.wait(2)
             return None
 
+    def await_end(self) -> None:
+        """Wait until it has ended, whatever its exit code."""
+        assert self.wait() is not None, f"{self.name} has not ended: {self.logged()[-30000:]}"
+
     def restart(self) -> None:
         """Start it again, after its end, without what that has left."""
         self.end()
