@@ -178,7 +178,8 @@ def _sweep(folder: Path) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
+        # Also a number that cannot be a process id, in a file of another version.
         return False
     except PermissionError:
         pass

@@ -416,13 +416,14 @@ def test_pages_of_the_dead_are_swept(pages: Path) -> None:
     prefix = own.name.rpartition(f"{os.getpid()}-")[0]
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    dead = pages / f"{prefix}{ended.pid}-abc"
+    # The second has a number that no process can have.
+    dead = [pages / f"{prefix}{ended.pid}-abc", pages / f"{prefix}{2**40}-abc"]
     names = [f"{prefix}{os.getpid()}-abc", f"{prefix}x-abc", f"{trust_page.PREFIX}1-{ended.pid}-abc", "else"]
     kept = [pages / name for name in names]
-    for path in (dead, *kept):
+    for path in (*dead, *kept):
         path.touch()
     page = trust_page.TrustPage()
-    assert not dead.exists()
+    assert not any(path.exists() for path in dead)
     assert all(path.exists() for path in kept)
     page.close()
 
