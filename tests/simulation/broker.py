@@ -58,6 +58,12 @@ class Broker:
             self.taken.append((self.world.now, message))
             self.on_message(message)
 
+    def give_up(self, process: Process) -> None:
+        """Let go of the connections of a process that is not heard of."""
+        for connection in list(self.connections):
+            if connection.process is process:
+                connection.lose()
+
     def go_away(self, seconds: float) -> None:
         """Be away for a while."""
         self.world.tell("broker", f"is away for {seconds:.3f} s")
@@ -79,6 +85,9 @@ class Connection:
         self.transport = SimpleNamespace(driver_type="amqp")
         self.transport_options: dict[str, Any] = {}
         self.lost = False
+        self._said = self._heard = 0.0
+        # Called when it is.
+        self.on_lost: Callable[[], object] = lambda: None
         self._wake: Callable[..., None] = lambda _value=None: None
 
     def __enter__(self) -> Connection:
@@ -116,6 +125,7 @@ class Connection:
                 if not self.process.dead:
                     self.process.sessions.remove(self)
             self._wake(ConnectionResetError("the broker is gone"))
+            self.to_broker(self.on_lost)
 
     # As of all sockets of a process, when it dies and when the network is reset.
     vanish = reset = lose
@@ -123,13 +133,23 @@ class Connection:
     def poke(self) -> None:
         """Have nobody look again."""
 
+    def to_broker(self, call: Callable[..., object], *args: Any) -> None:
+        """Send something; it comes after what was sent before."""
+        self._said = max(self._said, self.process.reaches("broker"))
+        self.process.world.at(self._said, call, *args)
+
+    def from_broker(self, call: Callable[..., object], *args: Any) -> None:
+        """Send something the other way."""
+        self._heard = max(self._heard, self.process.reaches("broker"))
+        self.process.world.at(self._heard, call, *args)
+
     def send(self, messages: list[Message]) -> None:
         """Send messages, and wait until the broker has taken them."""
         process, world = self.process, self.process.world
         process.step("PUBLISH")
         if self.lost:
             raise ConnectionResetError("the broker is gone")
-        world.at(process.reaches("broker"), self._arrive, messages)
+        self.to_broker(self._arrive, messages)
         thread = running()
         self._wake = thread.waker()
         answer = thread.park(world.now + PATIENCE)
@@ -146,7 +166,7 @@ class Connection:
             self.broker.take(messages)
             self.process.trapped("PUBLISH", "answer")
             if not self.lost:
-                self.process.world.at(self.process.reaches("broker"), self._confirm)
+                self.from_broker(self._confirm)
 
     def _confirm(self) -> None:
         self._wake(None)

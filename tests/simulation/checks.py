@@ -14,6 +14,7 @@ from tests.simulation.world import BEGINNING
 if TYPE_CHECKING:
     from tests.simulation.nodes import Node
     from tests.simulation.scene import Scene
+    from tests.simulation.worker import Run
 
 
 class Checks:
@@ -31,6 +32,9 @@ class Checks:
         # When each notification was committed.
         self._committed: dict[int, datetime] = {}
         self._keys: dict[int, tuple[str | None, datetime]] = {}
+        # Leader-only runs that go on, and tasks of which one has ended.
+        self._runs: list[Run] = []
+        self._done: set[int] = set()
         scene.server.database.committing = self._on_commit
         scene.broker.on_message = self._on_message
         for node in scene.nodes:
@@ -43,10 +47,16 @@ class Checks:
     def what_is_left(self) -> str:
         """Return what is due and not done."""
         claimed = [key for key, row in self._tables["slots"].items() if row["state"] == "claimed"]
+        undone = set(range(len(self._scene.history.works))) - self._done
         if claimed:
             return f"is claimed and not settled: {claimed[0]}"
         if self._tables["notifications"]:
             return f"is not dispatched: {sorted(self._tables['notifications'])}"
+        if undone or self._scene.queue.given or self._scene.queue.waiting:
+            return f"has not run, or is still in the queue: {sorted(undone)}"
+        return self._what_is_unaccounted()
+
+    def _what_is_unaccounted(self) -> str:
         leader = self._scene.leader
         for name, period in self._scene.history.schedule.items():
             row = self._tables["entries"].get(("shop", name))
@@ -100,6 +110,23 @@ class Checks:
         client = self._scene.server.clients[term.backend_pid]
         assert client.backend is not None
         return client.backend.taken_away and client.is_quiet(asked=True)
+
+    def on_run(self, run: Run) -> None:
+        """Look at a leader-only run that begins."""
+        self._world.tell(run.process, f"runs {run.key} in term {run.term}")
+        latest = self._tables["elections"]["shop"]["term"]
+        if run.term > latest:
+            self._world.violated(f"{run.key} runs in term {run.term}, and the latest is {latest}")
+        for other in self._runs:
+            gone = other.process.dead or other.process.paused_until > self._world.now
+            if other.term < run.term and not gone and other.process.disturbed_until < other.began:
+                self._world.violated(f"{run.key} runs in term {run.term} beside {other.key} in term {other.term}")
+        self._runs.append(run)
+
+    def on_end(self, run: Run) -> None:
+        """Note that a run has ended."""
+        self._runs.remove(run)
+        self._done.add(run.key)
 
     def _on_commit(self, transaction: Transaction) -> None:
         if not transaction.written:

@@ -21,9 +21,12 @@ ANSWER = ("kill", "hang", "pause", "reset", "cut", "lag", "fade", "crash")
 STAGES = {"before": BEFORE, "within": WITHIN, "commit": WITHIN, "answer": ANSWER}
 ELECTION = ("CONNECT", "take_place", "await_lock", "mint", "mint", "renew", "renew", "renew", "release")
 BEAT = ("claim", "settle", "claimed", "entries", "register", "PUBLISH", "BROKER")
+WORK = ("RUN", "try_turn", "sign_of_life", "BROKER")
 RELAY = ("waiting", "newest", "dispatched", "PUBLISH", "BROKER")
 # In which something is written, so that it can be held up in the middle, and before its commit.
 WRITES = {"mint", "release", "claim", "settle", "register", "dispatched"}
+# After which nobody knows what a process still does.
+DISTURBING = {"kill", "hang", "pause", "cut", "fade", "reset", "lag"}
 ANY_TIME = (
     "kill",
     "hang",
@@ -90,7 +93,7 @@ def _draw(random: Random, at: float, node: int, until: float, operations: Sequen
     if random.random() < 0.4:
         return Fault(at, random.choice(ANY_TIME), node, seconds, peer=peer)
     operation = random.choice(operations)
-    stages = ["before"] if operation in {"CONNECT", "BROKER"} else ["before", "answer"]
+    stages = ["before"] if operation in {"CONNECT", "BROKER", "RUN"} else ["before", "answer"]
     if operation in WRITES:
         stages += ["within", "commit", "commit"]
     stage = random.choice(stages)
@@ -121,8 +124,12 @@ def happen(scene: Scene, fault: Fault, node: Node | None) -> float:
         return left
     if fault.what in SERVERS:
         SERVERS[fault.what](scene, left)
+        for process in scene.world.processes if fault.what == "crash" else ():
+            process.disturbed_until = scene.world.now + left
     elif node is not None and node.is_up:
         scene.world.tell(node, f"{fault.what} {fault.operation} {fault.stage}")
+        if fault.what in DISTURBING and node.process is not None:
+            node.process.disturbed_until = scene.world.now + left
         NODES[fault.what](scene, node, left, fault.peer)
     return 0.0
 
@@ -133,12 +140,15 @@ def _kill(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
     node.world.at(node.world.now + seconds, node.start)
 
 
-def _hang(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
+def _hang(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
     # As a host that has lost its power: nobody closes its connections. It is replaced by another of that name.
-    assert node.process is not None
-    node.process.pause(float("inf"))
+    process = node.process
+    assert process is not None
+    process.pause(float("inf"))
     node.process = None
     node.world.at(node.world.now + seconds, node.start)
+    # When the broker has missed its heartbeats.
+    node.world.at(node.world.now + seconds, scene.broker.give_up, process)
 
 
 def _pause(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:

@@ -13,22 +13,40 @@ from celery_pgleader.config import Config
 from celery_pgleader.worker.participant import Participant
 from tests.simulation.broker import Broker, Connection, Message
 from tests.simulation.server import Server
+from tests.simulation.trust import MAIN
+from tests.simulation.worker import MainLoop, Queue, Task
 from tests.simulation.world import BEGINNING, Datetime, Process, World
 
 DEFAULT_QUEUE = "celery"
+
+
+class Queues(dict[str, Any]):
+    """Stands for the queues that an app knows."""
+
+    consume_from = ()
+
+    def deselect(self, _names: list[str]) -> None:
+        """Consume none of these."""
+
+    def __contains__(self, _name: object) -> bool:
+        """Know all of them."""
+        return True
+
+    def __missing__(self, name: str) -> SimpleNamespace:
+        """Return a queue."""
+        return SimpleNamespace(name=name, exchange=SimpleNamespace(type="direct"))
 
 
 class App:
     """Stands for a Celery app: what it is configured with, and how it sends."""
 
     timezone = BEGINNING.tzinfo
-    tasks: dict[str, Any]
 
-    def __init__(self, broker: Broker, process: Process, schedule: dict[str, float]) -> None:
-        """Make the app of a process."""
+    def __init__(self, broker: Broker, process: Process, schedule: dict[str, float], *, works: bool) -> None:
+        """Make the app of a process, with a leader-only task if it `works`."""
         self._broker = broker
         self._process = process
-        self.tasks = {}
+        self.tasks: dict[str, Any] = {"leader only": Task()} if works else {}
         self.conf = SimpleNamespace(
             beat_max_loop_interval=0,
             beat_sync_every=0,
@@ -41,7 +59,7 @@ class App:
         )
         self.amqp = SimpleNamespace(
             Producer=lambda connection, **_: connection,
-            queues=SimpleNamespace(deselect=lambda _names: None, consume_from=()),
+            queues=Queues(),
         )
 
     def now(self) -> Any:
@@ -68,8 +86,18 @@ class App:
 class Node:
     """A worker on a host, that may be started again after it was killed."""
 
-    def __init__(self, world: World, server: Server, broker: Broker, name: str, config: Config, schedule: Any) -> None:
-        """Prepare; see `start`."""
+    def __init__(
+        self,
+        world: World,
+        server: Server,
+        broker: Broker,
+        name: str,
+        config: Config,
+        schedule: dict[str, float],
+        queue: Queue | None = None,
+        work: Callable[..., float] | None = None,
+    ) -> None:
+        """Prepare; see `start` and `MainLoop`."""
         self.world = world
         self.name = name
         self.config = config
@@ -80,6 +108,8 @@ class Node:
         self._server = server
         self._broker = broker
         self._schedule = schedule
+        self._queue = queue
+        self._work = work
 
     @property
     def is_up(self) -> bool:
@@ -103,7 +133,7 @@ class Node:
         process.wall = random.uniform(-0.3, 0.3)
         self.world.processes.append(process)
         worker = SimpleNamespace(
-            app=App(self._broker, process, self._schedule),
+            app=App(self._broker, process, self._schedule, works=self._queue is not None),
             hostname=self.name,
             scheduler=Scheduler,
             schedule_filename="",
@@ -113,6 +143,9 @@ class Node:
             self.participant = Participant(worker, self.config)
             process.page.written = lambda: self.trusts(self)
             self.participant.start()
+            if self._queue is not None:
+                loop = MainLoop(process, worker.app, self.participant, self.config, self._queue, self._work)
+                process.run(loop.run, MAIN)
 
         self.world.tell(self.name, "is started")
         process.asked(start)
@@ -129,12 +162,16 @@ class Node:
         process.asked(participant.wind_down)
 
         def end() -> None:
-            participant.drain()
-            participant.stop()
+            if process.worker is not None:
+                process.worker.stop()
+                process.worker.await_end()
+            else:
+                participant.drain()
+                participant.stop()
             process.kill()
             self.world.at(max(when, self.world.now), self.start)
 
-        process.run(end, "main")
+        process.run(end, "shutdown")
 
     def __str__(self) -> str:
         """Return its name."""

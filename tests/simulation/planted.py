@@ -17,6 +17,8 @@ from celery_pgleader.election import elector, lock_session, state, term_runner
 from celery_pgleader.election.state import Phase
 from celery_pgleader.notifications import relay
 from celery_pgleader.store import Outcome
+from celery_pgleader.tasks import leader_queue, request, turn
+from celery_pgleader.worker import participant
 from tests.simulation import twins
 from tests.simulation.postgres import SHARE, Steps, Transaction
 from tests.simulation.world import Datetime
@@ -141,7 +143,7 @@ def _renew_by(stack: ExitStack, statement: str) -> None:
 @bug()
 def a_successor_is_not_watched(stack: ExitStack) -> None:
     """A successor that hangs when it is granted the lock keeps it."""
-    real = _twin("take_place")
+    real = twins.find("take_place")
 
     def take_place(tx: Transaction, *keys: int, **p: Any) -> Steps:
         rows = yield from real(tx, *keys, **p)
@@ -153,10 +155,6 @@ def a_successor_is_not_watched(stack: ExitStack) -> None:
 
 def _without_lock(stack: ExitStack) -> None:
     stack.enter_context(patch("tests.simulation.postgres.Database.holds", lambda *_: True))
-
-
-def _twin(name: str) -> twins.Twin:
-    return next(twin for known, twin in twins.TWINS.values() if known == name)
 
 
 # The ledger.
@@ -283,6 +281,57 @@ def deleted_before_it_is_dispatched(stack: ExitStack) -> None:
         real(self, letters)
 
     stack.enter_context(patch.object(relay.Round, "_dispatch_together", dispatch))
+
+
+@bug()
+def nobody_is_woken(stack: ExitStack) -> None:
+    """A sender that finds nobody asleep does not say that it is on the way."""
+    real = twins.find("notify")
+
+    def notify(tx: Transaction, **p: Any) -> Steps:
+        with patch.object(tx, "try_lock", lambda *_: True):
+            rows = yield from real(tx, **p)
+        return rows
+
+    stack.callback(twins.substitute("notify", notify))
+
+
+# Leader-only tasks.
+
+
+@bug()
+def the_turn_is_not_waited_for(stack: ExitStack) -> None:
+    """A leader runs tasks while those of an earlier one, who lives, go on."""
+
+    def take(self: Any, _lock: Any, term: Any, _ended: Any) -> None:
+        self._page.give_turn(term.number)
+        self._on_turn()
+
+    stack.enter_context(patch.object(turn.Turn, "_take", take))
+
+
+@bug()
+def the_lock_is_free_before_the_drain(stack: ExitStack) -> None:
+    """A leader that shuts down lets go of everything while its tasks run."""
+
+    def wind_down(self: Any) -> None:
+        self._turn.give_up()
+        self._elector.leave()
+
+    stack.enter_context(patch.object(participant.Participant, "wind_down", wind_down))
+
+
+@bug()
+def what_is_given_back_goes_elsewhere(stack: ExitStack) -> None:
+    """What has not begun when the lead is lost does not go back to the leader queue."""
+
+    def give_back(given: Any) -> None:
+        request.state.task_ready(given)
+        given.reject(requeue=False)
+        given._already_revoked = True
+
+    stack.enter_context(patch.object(request, "give_back", give_back))
+    stack.enter_context(patch.object(leader_queue, "give_back", give_back))
 
 
 # When the leader leaves.

@@ -10,11 +10,13 @@ from typing import TypeVar
 
 from celery_pgleader.channels import Route
 from celery_pgleader.config import Config
+from celery_pgleader.tasks import queue_name
 from tests.simulation.broker import Broker
 from tests.simulation.checks import Checks
-from tests.simulation.faults import BEAT, ELECTION, RELAY, Fault, arrange, draw_faults
+from tests.simulation.faults import BEAT, ELECTION, RELAY, WORK, Fault, arrange, draw_faults
 from tests.simulation.nodes import Node
 from tests.simulation.server import Server
+from tests.simulation.worker import Queue, Run
 from tests.simulation.world import World
 
 T = TypeVar("T")
@@ -24,6 +26,7 @@ CHANNEL = "orders"
 # Simulated seconds within which, when all faults are over, somebody leads and everything is done that is due.
 LEADER_BOUND, WORK_BOUND = 12.0, 45.0
 GLANCE = 0.25
+NO_WORK = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class History:
         until: when all faults are over, in simulated seconds.
         schedule: periods of schedule entries, by name.
         sends: durable notifications.
+        works: leader-only tasks: when each is sent, and how long it takes.
         faults: what goes wrong.
 
     """
@@ -67,6 +71,7 @@ class History:
     until: float
     schedule: dict[str, float] = field(default_factory=dict)
     sends: tuple[Send, ...] = ()
+    works: tuple[tuple[float, float], ...] = ()
     faults: tuple[Fault, ...] = ()
 
     def __str__(self) -> str:
@@ -74,6 +79,7 @@ class History:
         lines = [f"seed {self.seed}: {self.nodes} nodes, ttl {self.ttl:g} s, faults until {self.until:.3f} s"]
         lines += [f"    every {period:g} s: {name}" for name, period in self.schedule.items()]
         lines += [f"    {send}" for send in self.sends]
+        lines += [f"    {at:7.3f}  leader-only task {key}, {takes:.3f} s" for key, (at, takes) in enumerate(self.works)]
         lines += [f"    {fault}" for fault in sorted(self.faults, key=lambda fault: fault.at)]
         return "\n".join(lines)
 
@@ -86,15 +92,22 @@ def draw(seed: int) -> History:
     operations = [*ELECTION]
     schedule: dict[str, float] = {}
     sends: list[Send] = []
+    works: tuple[tuple[float, float], ...] = ()
     kind = random.random()
-    if kind < 0.45:
+    if kind < 0.4:
         schedule = {f"entry {i}": random.choice((0.5, 1.0, 2.5)) for i in range(random.randint(1, 3))}
         operations += BEAT
-    elif kind < 0.7:
+    elif kind < 0.65:
         sends = [_draw_send(random, until, number) for number in range(random.randint(2, 12))]
         operations += RELAY
+    elif kind < 0.85:
+        works = tuple(
+            (random.uniform(0, until), random.choice((0.01, 0.2, 1.0)) * random.random())
+            for _ in range(random.randint(1, 8))
+        )
+        operations += WORK
     faults = draw_faults(random, random.randint(1, 5), nodes, until, operations)
-    return History(seed, nodes, random.choice((1.0, 2.0)), until, schedule, tuple(sends), tuple(faults))
+    return History(seed, nodes, random.choice((1.0, 2.0)), until, schedule, tuple(sends), works, tuple(faults))
 
 
 def _draw_send(random: Random, until: float, number: int) -> Send:
@@ -121,11 +134,15 @@ class Scene:
         self.server = self.world.server = Server(self.world)
         self.broker = Broker(self.world)
         config = _config(history.ttl, relays=bool(history.sends))
+        self.queue = Queue(queue_name(ELECTION_NAME))
+        leads = (self.queue, self._work) if history.works else ()
         self.nodes = [
-            Node(self.world, self.server, self.broker, f"node {number}", config, history.schedule)
+            Node(self.world, self.server, self.broker, f"node {number}", config, history.schedule, *leads)
             for number in range(history.nodes)
         ]
         self.checks = Checks(self)
+        for key, (at, _) in enumerate(history.works):
+            self.world.at(at, self.queue.put, key)
         for node in self.nodes:
             self.world.at(self.world.random.random() * 0.5, node.start)
         for fault in history.faults:
@@ -133,6 +150,13 @@ class Scene:
         for send in history.sends:
             parameters = {"channel": CHANNEL, "payload": str(send.number), "key": send.key}
             self.world.at(send.at, self.server.transact, parameters, send.seconds, send.committed)
+
+    def _work(self, run: Run, *, ended: bool) -> float:
+        if ended:
+            self.checks.on_end(run)
+        else:
+            self.checks.on_run(run)
+        return self.history.works[run.key][1]
 
     @property
     def leader(self) -> Node | None:
@@ -210,6 +234,10 @@ def _smaller(history: History) -> Iterator[History]:
         yield replace(history, faults=faults)
     for sends in _fewer(history.sends):
         yield replace(history, sends=sends)
+    for index in range(len(history.works)):
+        # The others keep their numbers.
+        if history.works[index] != NO_WORK:
+            yield replace(history, works=(*history.works[:index], NO_WORK, *history.works[index + 1 :]))
     for entry in history.schedule if len(history.schedule) > 1 else ():
         yield replace(history, schedule={k: v for k, v in history.schedule.items() if k != entry})
     if history.nodes > 1:

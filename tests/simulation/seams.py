@@ -23,11 +23,12 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import elector, leadership, lock_session, term_runner
 from celery_pgleader.notifications import relay
 from celery_pgleader.store import ledger, mailbox, orders, presence, terms
-from celery_pgleader.tasks import orphans
+from celery_pgleader.tasks import leader_queue, orphans, request, run_guard, run_leadership, strategy, turn
 from celery_pgleader.worker import candidate, participant, steward
 from tests.simulation import server, world
 from tests.simulation.broker import SimCourier
-from tests.simulation.trust import TrustPage
+from tests.simulation.trust import TrustPage, TrustReader
+from tests.simulation.worker import State, default_strategy
 
 THREADING = SimpleNamespace(
     Thread=world.Thread,
@@ -69,6 +70,7 @@ class Log:
 
 
 LOG = Log()
+READER, STATE = TrustReader(), State()
 
 
 def _jitter() -> float:
@@ -81,20 +83,36 @@ NAMES: list[tuple[Any, str, Any]] = [
         (module, "threading", THREADING)
         for module in (elector, leadership, term_runner, publisher, leader_beat, scheduler)
     ),
-    *((module, "threading", THREADING) for module in (relay, participant, threads)),
+    *((module, "threading", THREADING) for module in (relay, participant, threads, turn)),
     *((module, "queue", QUEUE) for module in (threads, leader_beat)),
-    *((module, "time", world.Clock) for module in (scheduler, leader_beat, participant, presence, celery.beat)),
+    *((module, "time", world.Clock) for module in (scheduler, leader_beat, participant, presence, turn, celery.beat)),
     *(
         (module, "logger", LOG)
-        for module in (candidate, leadership, threads, slot_keeper, leader_beat, publisher, relay, steward)
+        for module in (
+            candidate,
+            leadership,
+            threads,
+            slot_keeper,
+            leader_beat,
+            publisher,
+            relay,
+            steward,
+            turn,
+            strategy,
+            run_guard,
+        )
     ),
     *((module, "datetime", world.Datetime) for module in (slot_keeper, presence)),
     (presence, "uuid", SimpleNamespace(uuid4=lambda: UUID(int=world.world().random.getrandbits(128)))),
     (presence, "version", lambda _package: "simulated"),
     (elector, "Requests", world.Requests),
-    *((module, "open_session", _open_session) for module in (lock_session, ledger, mailbox, orders, orphans)),
+    *((module, "open_session", _open_session) for module in (lock_session, ledger, mailbox, orders, orphans, turn)),
     (terms, "Schema", lambda _session: SimpleNamespace(ensure=lambda: None)),
     (mailbox, "set_json_loads", lambda *_: None),
+    *((module, "reader", READER) for module in (participant, leader_queue, request, run_guard, run_leadership)),
+    *((module, "state", STATE) for module in (leader_queue, request)),
+    (strategy, "strategy", SimpleNamespace(default=default_strategy)),
+    (leader_queue, "_bind_to_delayed_delivery", lambda *_: None),
     (participant, "TrustPage", lambda: TrustPage(world.world().process)),
     (relay, "Courier", SimCourier),
     # What is raw is at most once, and promises nothing that could be checked.

@@ -60,6 +60,11 @@ def twin(statement: str | sql.SQL) -> Callable[[Twin], Twin]:
     return register
 
 
+def find(name: str) -> Twin:
+    """Return a twin by its name."""
+    return next(function for known, function in TWINS.values() if known == name)
+
+
 def substitute(name: str, function: Twin) -> Callable[[], None]:
     """Have a statement do something else, until what is returned is called."""
     head = next(head for head, (known, _) in TWINS.items() if known == name)
@@ -442,6 +447,21 @@ def running(tx: Transaction, *, entries: list[str], keys: list[int], **_: Any) -
 def _is_held(tx: Transaction, key: tuple[int, int, int]) -> bool:
     lock = tx.database.advisory.get(key)
     return lock is not None and bool(lock.held)
+
+
+@twin(store_statements.TRY_TURN)
+def try_turn(tx: Transaction, *key: int, ttl_ms: int) -> Steps:
+    """Take the turn to run leader-only tasks."""
+    tx.session.idle_timeout = ttl_ms / 1000
+    return [(tx.session.try_lock(key_of(*key)), f"{ttl_ms}ms")]
+    yield
+
+
+@twin("select 1")
+def sign_of_life(_tx: Transaction) -> Steps:
+    """Do nothing, but be heard."""
+    return [(1,)]
+    yield
 
 
 @twin(store_statements.STAY)

@@ -102,6 +102,8 @@ class Process:
         lag: seconds that everything takes longer, until `lag_until`.
         sessions: its connections, which the operating system closes when it dies.
         page: its trust page, if it has one.
+        worker: its main loop, if it has one.
+        disturbed_until: until when it was held up, or cut off, or will be.
 
     """
 
@@ -119,6 +121,8 @@ class Process:
         self.threads: list[Thread] = []
         self.sessions: list[Any] = []
         self.page: Any = None
+        self.worker: Any = None
+        self.disturbed_until = -1.0
 
     def __str__(self) -> str:
         """Return its name."""
@@ -136,6 +140,7 @@ class Process:
         """End it as `kill -9` does."""
         if not self.dead:
             self.dead = True
+            self.disturbed_until = float("inf")
             self.world.tell(self, "is killed")
             for session in self.sessions:
                 session.vanish()
