@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tests.simulation.worker import Run
 
 
+# Where nothing goes wrong, after this time from the start a notification is dispatched within that of its commit.
+CALM, PROMPT = 2.0, 1.0
+
+
 class Checks:
     """Looks at one history while it is played."""
 
@@ -182,6 +186,9 @@ class Checks:
         if self._notifications.setdefault(number, task_id) != task_id:
             self._world.violated(f"notification {number} is dispatched under two ids")
         key, sent_at = self._keys.get(number, (None, None))
+        took = (self._scene.server.clock() - self._committed[number]).total_seconds()
+        if not self._scene.history.faults and self._world.now - took > CALM and took > PROMPT:
+            self._world.violated(f"notification {number} is overlooked for {took:.3f} s")
         if key is None or sent_at is None:
             return
         for other, (other_key, _) in self._keys.items():

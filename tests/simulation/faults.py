@@ -16,7 +16,7 @@ PEERS = ("postgres", "broker")
 
 # What each operation can be in the middle of, and what can then happen.
 BEFORE = ("kill", "hang", "pause", "reset", "cut")
-WITHIN = ("slow", "terminate", "crash", "kill")
+WITHIN = ("slow", "slow", "slow", "terminate", "crash", "kill")
 ANSWER = ("kill", "hang", "pause", "reset", "cut", "lag", "fade", "crash")
 STAGES = {"before": BEFORE, "within": WITHIN, "commit": WITHIN, "answer": ANSWER}
 ELECTION = ("CONNECT", "take_place", "await_lock", "mint", "mint", "renew", "renew", "renew", "release")

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+from celery.exceptions import Reject
+
 from celery_pgleader.beat import publisher, scheduler, slot_keeper, slots
 from celery_pgleader.beat.slots import UTC
 from celery_pgleader.election import elector, lock_session, state, term_runner
 from celery_pgleader.election.state import Phase
 from celery_pgleader.notifications import relay
 from celery_pgleader.store import Outcome
-from celery_pgleader.tasks import leader_queue, request, turn
+from celery_pgleader.tasks import run_guard, turn
 from celery_pgleader.worker import participant
 from tests.simulation import twins
 from tests.simulation.postgres import SHARE, Steps, Transaction
@@ -199,12 +201,6 @@ def an_old_snapshot(stack: ExitStack) -> None:
     stack.enter_context(patch.object(twins, "fence", fence))
 
 
-@bug()
-def a_claim_of_what_is_accounted_for(stack: ExitStack) -> None:
-    """A claim does not look at what the last leader has claimed."""
-    stack.enter_context(patch.object(twins, "_is_open", lambda _entry, _oldest: True))
-
-
 # The schedule.
 
 
@@ -324,14 +320,7 @@ def the_lock_is_free_before_the_drain(stack: ExitStack) -> None:
 @bug()
 def what_is_given_back_goes_elsewhere(stack: ExitStack) -> None:
     """What has not begun when the lead is lost does not go back to the leader queue."""
-
-    def give_back(given: Any) -> None:
-        request.state.task_ready(given)
-        given.reject(requeue=False)
-        given._already_revoked = True
-
-    stack.enter_context(patch.object(request, "give_back", give_back))
-    stack.enter_context(patch.object(leader_queue, "give_back", give_back))
+    stack.enter_context(patch.object(run_guard, "Reject", lambda reason, **_: Reject(reason, requeue=False)))
 
 
 # When the leader leaves.

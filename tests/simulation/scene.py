@@ -106,7 +106,8 @@ def draw(seed: int) -> History:
             for _ in range(random.randint(1, 8))
         )
         operations += WORK
-    faults = draw_faults(random, random.randint(1, 5), nodes, until, operations)
+    number = 0 if sends and random.random() < 0.2 else random.randint(1, 5)
+    faults = draw_faults(random, number, nodes, until, operations)
     return History(seed, nodes, random.choice((1.0, 2.0)), until, schedule, tuple(sends), works, tuple(faults))
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,15 @@ def test_a_seed_makes_one_history() -> None:
         for number in range(3)
     }
     assert len(marks) == 1
+
+
+def test_the_documentation_lists_the_planted_bugs() -> None:
+    """With who has to find them."""
+    page = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    listed = dict(re.findall(r"^\| `([\w-]+)` \| .+ \| (.+) \|$", page, re.MULTILINE))
+    assert {name: not bug.found_by for name, bug in BUGS.items()} == {
+        name: who == "the simulation" for name, who in listed.items()
+    }
 
 
 @pytest.mark.parametrize("bug", sorted(name for name, bug in BUGS.items() if bug.found_by))
