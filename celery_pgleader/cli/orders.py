@@ -29,6 +29,8 @@ def resign(app: Any, to: str | None, *, as_json: bool) -> None:
     config = config_of(app)
     with asking(app, pooled=True) as session:
         overview = _led(config, session)
+        if overview.held_at is not None:
+            raise click.ClickException("the election is held, so nobody would be elected; see `pgleader resume`")
         if to is not None:
             _check_can_lead(overview, to)
             if overview.leading_node == to:

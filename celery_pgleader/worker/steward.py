@@ -80,42 +80,50 @@ class Steward:
             if order.cordoned:
                 self._resign("cordoned")
                 return
-            pause = LOOK_EVERY
-            if order.resign_in is not None:
-                if order.resign_in <= 0:
-                    if self._hand_over(orders, order.resign_to, term, ended):
-                        return
-                    orders.withdraw()
-                pause = min(LOOK_EVERY, order.resign_in)
-            elif self._hand_over_to_preferred(orders, term, ended, self._clock() - since):
+            if order.resign_in == 0:
+                if self._obey(orders, order.resign_to, term, ended):
+                    return
+                orders.withdraw()
+            elif self._give_way(orders, term, self._clock() - since):
                 return
             if not forgotten:
                 orders.forget_nodes()
                 forgotten = True
-            if self._wait(orders, pause, ended):
+            if self._wait(orders, min(LOOK_EVERY, order.resign_in or LOOK_EVERY), ended):
                 self._look()
 
-    def _hand_over_to_preferred(self, orders: Orders, term: Term, ended: Ending, lasted: float) -> bool:
+    def _obey(self, orders: Orders, node: str | None, term: Term, ended: Ending) -> bool:
+        """Hand over, once the node that is to be next waits for the lock; tell whether it came to that."""
+        if node is None:
+            self._resign("resigned")
+            return True
+        if node == term.node:
+            return False
+        if not self._await_in_line(orders, node, ended):
+            logger.warning("pgleader: does not hand over to %s, which is not in line for the lock", node)
+            return False
+        self._hand_over(orders, node, term)
+        return True
+
+    def _give_way(self, orders: Orders, term: Term, lasted: float) -> bool:
+        """Hand over to a node that is to be preferred, if there is one; tell whether it came to that."""
         preferred = orders.preferred()
         if preferred is None:
             return False
         node, lacks_entries = preferred
         if not lacks_entries and (lasted < LEAST_TERM * self._config.ttl or self._is_busy()):
             return False
-        return self._hand_over(orders, node, term, ended)
-
-    def _hand_over(self, orders: Orders, node: str | None, term: Term, ended: Ending) -> bool:
-        """Resign, once the node that is to be next waits for the lock; tell whether it came to that."""
-        if node == term.node:
+        if not orders.in_line(node):
+            # It will be by the time of another look.
+            orders.ask_for(node)
             return False
-        if node is not None:
-            if not self._await_in_line(orders, node, ended):
-                logger.warning("pgleader: does not hand over to %s, which is not in line for the lock", node)
-                return False
-            orders.prefer(node, PREFERENCE)
-        if self._leadership.trusted(term):
-            self._resign(f"handed over to {node}" if node is not None else "resigned")
+        self._hand_over(orders, node, term)
         return True
+
+    def _hand_over(self, orders: Orders, node: str, term: Term) -> None:
+        orders.prefer(node, PREFERENCE)
+        if self._leadership.trusted(term):
+            self._resign(f"handed over to {node}")
 
     def _await_in_line(self, orders: Orders, node: str, ended: Ending) -> bool:
         if orders.in_line(node):

@@ -186,6 +186,8 @@ def test_pausing(operator: Operator) -> None:
     assert unknown.stderr == "Error: no leader has an entry 'tikc' in its schedule; did you mean 'tick'?\n"
     assert unknown.returncode == 1
     operator.say("pause", "--election")
+    refused = operator.run("resign")
+    assert refused.stderr == "Error: the election is held, so nobody would be elected; see `pgleader resume`\n"
     leader.send(signal.SIGTERM)
     leader.wait()
     eventually(lambda: "stands back" not in operator.say("status", code=69), timeout=PATIENCE)

@@ -232,6 +232,8 @@ def test_a_higher_priority_takes_over_once_and_stays(shop: Shop) -> None:
     """After the least term of the one that leads, and not while that is busy."""
     low = shop.add("low")
     shop.await_leader(low)
+    # What is planned for later does not matter.
+    shop.order("resign_at = clock_timestamp() + interval '1 day'")
     low.busy = True
     high = shop.add("high", priority=5)
     eventually(in_line(high), PATIENCE)
