@@ -17,6 +17,8 @@ OF_TASKS = (
     "LeaderOnlyTask, PgLeader, current_leadership, current_slot, leadership_gained, leadership_lost, on_notification"
 )
 
+OF_CELERY = ("celery", "kombu", "billiard")
+
 
 def brought_by(code: str, after: str = APP) -> set[str]:
     """Return the modules that code imports, in a process of its own that has run other code before."""
@@ -38,17 +40,19 @@ def test_the_package_brings_nothing() -> None:
 
 
 def test_what_tasks_need_brings_no_other_package() -> None:
-    """Neither psycopg, which takes longer to import than all of this, nor anything that is optional."""
+    """But for parts of Celery; not psycopg, which takes longer to import than all of this, nor what is optional."""
     modules = brought_by(f"from celery_pgleader import {OF_TASKS}")
-    assert packages(modules) == {"celery_pgleader"}
-    assert len(modules) < 25, sorted(modules)
+    assert packages(modules) <= {"celery_pgleader", *OF_CELERY}
+    assert len(modules) < 50, sorted(modules)
 
 
 def test_the_plugin_of_the_command_line_brings_no_other_package() -> None:
     """Every `celery` command loads it."""
     # Not `celery.bin.celery`, which loads it.
-    before = "import celery.bin.base, celery.bin.worker\nfrom celery import signals"
-    assert packages(brought_by("import celery_pgleader.cli.plugin", before)) == {"celery_pgleader"}
+    before = "import celery.bin.control, celery.bin.worker\nfrom celery import signals"
+    modules = brought_by("import celery_pgleader.cli.plugin", before)
+    assert packages(modules) <= {"celery_pgleader", *OF_CELERY}
+    assert len(modules) < 25, sorted(modules)
 
 
 def test_no_name_brings_what_is_optional() -> None:
