@@ -108,7 +108,7 @@ class Injector:
                 note_death(program)
                 program.restart()
 
-    def leader(self) -> Member | None:
+    def _leader(self) -> Member | None:
         """Return who leads."""
         with contextlib.suppress(psycopg.Error):
             # A session that ends while it is looked at has no name any more.
@@ -130,7 +130,7 @@ class Injector:
         return False
 
     def _victim(self) -> Member:
-        leader = self.leader()
+        leader = self._leader()
         if leader is not None and self._random.random() < LEADERS_SHARE:
             return leader
         return self._random.choice([member for member in self._fleet.members.values() if member is not leader])
@@ -138,7 +138,7 @@ class Injector:
     def _term_of(self, member: Member | None) -> int | None:
         """Return the term that a member leads, or none."""
         told = [fact for fact in self._history.of("gained") if member and fact["node"] == member.node]
-        return told[-1]["term"] if told and self.leader() is member else None
+        return told[-1]["term"] if told and self._leader() is member else None
 
     def _await_next(self, term: int) -> None:
         """Wait until a later term has begun."""
@@ -155,7 +155,7 @@ class Injector:
             return
         self._await_next(term)
         kinds = [kind for kind in ("kill", "terminate") if kind in self._kinds]
-        leader = self.leader()
+        leader = self._leader()
         # A third in a row might be the last one.
         if not self._again and kinds and leader and leader is not member and self._random.random() < TWICE_SHARE:
             self._again = True
@@ -166,7 +166,7 @@ class Injector:
     @contextmanager
     def _fault(self, kind: str, member: Member | None = None, **detail: object) -> Iterator[int | None]:
         """Make a fault in the block, and tell of it; give the term that its victim leads."""
-        term = self._term_of(member or self.leader())
+        term = self._term_of(member or self._leader())
         began = time.monotonic()
         yield term
         tell("fault", kind=kind, node=member.node if member else None, term=term, began=began, **detail)
