@@ -27,7 +27,7 @@ from tests.simulation.postgres import Session as SimSession
 from tests.support.eventually import eventually
 
 PATIENCE = 30.0
-SEQUENCES, LENGTH, SESSIONS = 12, 60, 3
+SEQUENCES, LENGTH, SESSIONS = 12, 80, 3
 CONFIG = Config(database_url="host=nowhere", election="shop")
 KEY = leader_key(CONFIG)
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
@@ -35,6 +35,11 @@ NODES = ("a", "b")
 ENTRIES = ("one", "two")
 # No whole number of seconds, which Postgres would show in another unit.
 HOUR = 3_600_001
+ORDERS: list[tuple[str, Any]] = [
+    *[("held_at", NOON), ("held_at", None), ("held_at", None), ("paused_at", NOON), ("paused_at", None)],
+    *[("cordoned", ["a"]), ("cordoned", []), ("cordoned", []), ("resign_to", "b"), ("resign_term", 1)],
+    *[("resign_at", NOON), ("resign_at", NOON + timedelta(days=9999))],
+]
 # What is told by the clock, or by chance.
 BY_CHANCE = {"gained_at", "ended_at", "last_run_at", "retired_at", "claimed_at", "settled_at", "sent_at", "died_at"}
 BY_CHANCE |= {"finished_at", "seen_at", "started_at", "next_until", "uid"}
@@ -121,6 +126,9 @@ def _plain(rows: list[Any], name_of: Callable[[Any], Any]) -> list[Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return sorted(value)
+        if isinstance(value, float):
+            # Seconds from now.
+            return round(value, -3)
         return "uid" if isinstance(value, UUID) else name_of(value)
 
     return sorted(([plain(value) for value in row] for row in rows), key=repr)
@@ -160,6 +168,8 @@ class Both:
         """Have one of the sessions do something."""
         random = self.random
         waiting = [pair for pair in self.pairs if pair.waits]
+        if not waiting and random.random() < 0.05:
+            self._order()
         pair = random.choice([pair for pair in self.pairs if not pair.waits])
         if pair.in_transaction and (waiting or random.random() < 0.3):
             commit = random.random() < 0.8
@@ -176,6 +186,20 @@ class Both:
             self.log.append(f"{pair.number}: {name} {parameters}")
             pair.start(name, query, parameters)
         self._compare()
+
+    def _order(self) -> None:
+        """Have an operator order something, unless somebody has locked the election's row."""
+        session = self.simulated.connect()
+        transaction = session.begin()
+        row = transaction.latest("elections", "shop")
+        if row is not None and transaction.has_free("elections", "shop"):
+            column, value = self.random.choice(ORDERS)
+            self.log.append(f"operator: {column} = {value}")
+            query = sql.SQL("update pgleader.elections set {} = %s").format(sql.Identifier(column))
+            self.monitor.execute(query, [value])
+            transaction.write("elections", "shop", {**row, column: value})
+            transaction.commit()
+        session.end()
 
     def _compare(self) -> None:
         for pair in self.pairs:

@@ -25,9 +25,12 @@ WORK = ("RUN", "try_turn", "sign_of_life", "BROKER")
 RELAY = ("waiting", "newest", "dispatched", "PUBLISH", "BROKER")
 # In which something is written, so that it can be held up in the middle, and before its commit.
 WRITES = {"mint", "release", "claim", "settle", "register", "dispatched"}
+# Between hearing of something and acting upon it.
+HEARD = 0.01
 # After which nobody knows what a process still does.
 DISTURBING = {"kill", "hang", "pause", "cut", "fade", "reset", "lag"}
 ANY_TIME = (
+    *("hold", "cordon", "hand over"),
     "kill",
     "hang",
     "pause",
@@ -125,7 +128,8 @@ def happen(scene: Scene, fault: Fault, node: Node | None) -> float:
     if fault.what in SERVERS:
         SERVERS[fault.what](scene, left)
         for process in scene.world.processes if fault.what == "crash" else ():
-            process.disturbed_until = scene.world.now + left
+            # Until it is back, and until each has heard of it.
+            process.disturbed_until = max(scene.world.now + left, process.reaches("postgres") + HEARD)
     elif node is not None and node.is_up:
         scene.world.tell(node, f"{fault.what} {fault.operation} {fault.stage}")
         if fault.what in DISTURBING and node.process is not None:
@@ -203,7 +207,30 @@ def _step(_scene: Scene, node: Node, seconds: float, peer: str) -> None:
     node.process.wall += seconds if peer == "postgres" else -seconds
 
 
+def _hold(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
+    _order(scene, {"held_at": scene.server.clock()}, {"held_at": None}, seconds)
+
+
+def _cordon(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
+    _order(scene, {"cordoned": (node.name,)}, {"cordoned": ()}, seconds)
+
+
+def _hand_over(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
+    other = scene.nodes[scene.nodes.index(node) - 1]
+    order = {"resign_at": scene.server.clock(), "resign_to": other.name, "resign_term": None}
+    _order(scene, order, dict.fromkeys(order), seconds)
+
+
+def _order(scene: Scene, order: dict[str, Any], undone: dict[str, Any], seconds: float) -> None:
+    scene.server.order("shop", order)
+    scene.undone |= undone
+    scene.world.at(scene.world.now + seconds, scene.server.order, "shop", undone)
+
+
 NODES: dict[str, Callable[[Any, Any, float, str], None]] = {
+    "hold": _hold,
+    "cordon": _cordon,
+    "hand over": _hand_over,
     "kill": _kill,
     "hang": _hang,
     "pause": _pause,

@@ -311,6 +311,18 @@ class Transaction:
             raise UniqueViolation(table)
         self.write(table, key, row)
 
+    def insert_if_absent(self, table: str, key: Any, row: Row) -> Generator[Request | None, None, bool]:
+        """Insert a row if there is none, and lock none if there is; tell whether there was none."""
+        if self.latest(table, key) is not None:
+            return False
+        yield from self.lock_row(table, key)
+        if self.latest(table, key) is not None:
+            lock, mode = self._locks.pop()
+            lock.release(self, mode)
+            return False
+        self.write(table, key, row)
+        return True
+
     def commit(self) -> None:
         """Make what was written visible, and let go of the locks."""
         database = self.database

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery_pgleader.channels import Route
 from celery_pgleader.config import Config
@@ -56,6 +56,7 @@ class History:
     Attributes:
         seed: for all that is left to chance while it is played.
         nodes: how many.
+        priorities: how many different ones they have.
         ttl: the setting.
         until: when all faults are over, in simulated seconds.
         schedule: periods of schedule entries, by name.
@@ -67,6 +68,7 @@ class History:
 
     seed: int
     nodes: int
+    priorities: int
     ttl: float
     until: float
     schedule: dict[str, float] = field(default_factory=dict)
@@ -76,7 +78,8 @@ class History:
 
     def __str__(self) -> str:
         """Return it in words."""
-        lines = [f"seed {self.seed}: {self.nodes} nodes, ttl {self.ttl:g} s, faults until {self.until:.3f} s"]
+        of = f"of {self.priorities} priorities, ttl {self.ttl:g} s"
+        lines = [f"seed {self.seed}: {self.nodes} nodes {of}, faults until {self.until:.3f} s"]
         lines += [f"    every {period:g} s: {name}" for name, period in self.schedule.items()]
         lines += [f"    {send}" for send in self.sends]
         lines += [f"    {at:7.3f}  leader-only task {key}, {takes:.3f} s" for key, (at, takes) in enumerate(self.works)]
@@ -108,7 +111,17 @@ def draw(seed: int) -> History:
         operations += WORK
     number = 0 if sends and random.random() < 0.2 else random.randint(1, 5)
     faults = draw_faults(random, number, nodes, until, operations)
-    return History(seed, nodes, random.choice((1.0, 2.0)), until, schedule, tuple(sends), works, tuple(faults))
+    return History(
+        seed,
+        nodes,
+        random.choice((1, 1, 2)),
+        random.choice((1.0, 2.0)),
+        until,
+        schedule,
+        tuple(sends),
+        works,
+        tuple(faults),
+    )
 
 
 def _draw_send(random: Random, until: float, number: int) -> Send:
@@ -118,10 +131,15 @@ def _draw_send(random: Random, until: float, number: int) -> Send:
 
 
 @lru_cache
-def _config(ttl: float, *, relays: bool) -> Config:
+def _config(ttl: float, priority: int, *, relays: bool) -> Config:
     channels = {CHANNEL: (Route("on_order", queue="orders"),)} if relays else {}
     return Config(
-        database_url="host=simulated", election=ELECTION_NAME, ttl=ttl, poll_interval=ttl / 2, channels=channels
+        database_url="host=simulated",
+        election=ELECTION_NAME,
+        ttl=ttl,
+        poll_interval=ttl / 2,
+        channels=channels,
+        priority=priority,
     )
 
 
@@ -134,11 +152,20 @@ class Scene:
         self.world = World(history.seed, trace=trace)
         self.server = self.world.server = Server(self.world)
         self.broker = Broker(self.world)
-        config = _config(history.ttl, relays=bool(history.sends))
+        # What undoes the orders that operators have given.
+        self.undone: dict[str, Any] = {}
         self.queue = Queue(queue_name(ELECTION_NAME))
         leads = (self.queue, self._work) if history.works else ()
         self.nodes = [
-            Node(self.world, self.server, self.broker, f"node {number}", config, history.schedule, *leads)
+            Node(
+                self.world,
+                self.server,
+                self.broker,
+                f"node {number}",
+                _config(history.ttl, 1 + number % history.priorities, relays=bool(history.sends)),
+                history.schedule,
+                *leads,
+            )
             for number in range(history.nodes)
         ]
         self.checks = Checks(self)
@@ -174,6 +201,9 @@ class Scene:
         try:
             world.run(until)
             world.traps.clear()
+            # Again, where somebody was writing to the row when they were to be undone.
+            for seconds in (0.01, 0.5, 1.0):
+                world.at(until + seconds, self.server.order, ELECTION_NAME, self.undone)
             for node in self.nodes:
                 if not node.is_up:
                     node.start()

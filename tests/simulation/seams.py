@@ -41,8 +41,8 @@ THREADING = SimpleNamespace(
 QUEUE = SimpleNamespace(SimpleQueue=world.SimpleQueue)
 
 
-def _open_session(*_: Any, **__: Any) -> server.ClientSession:
-    return server.open_session(world.world().server)
+def _open_session(_url: str, application_name: str, **_: Any) -> server.ClientSession:
+    return server.open_session(world.world().server, application_name)
 
 
 class Log:

@@ -62,6 +62,18 @@ class Server:
             self.world.tell("postgres", f"session {pid} of {backend.client.process} is terminated")
             backend.terminate()
 
+    def order(self, election: str, changes: dict[str, Any]) -> None:
+        """Have an operator write an order into an election's row, if there is one and nobody is writing to it."""
+        session = self.database.connect()
+        transaction = session.begin()
+        row = transaction.latest("elections", election)
+        if self.up and row is not None and transaction.has_free("elections", election):
+            self.world.tell("operator", f"orders {changes}")
+            transaction.write("elections", election, {**row, **changes})
+            transaction.notified.add("pgleader_orders")
+            transaction.commit()
+        session.end()
+
     def transact(self, parameters: dict[str, Any], seconds: float, committed: bool) -> None:  # noqa: FBT001 - as it ends
         """Have somebody send a notification, in a transaction that lasts for a while."""
         if not self.up:
@@ -268,12 +280,12 @@ class Result:
 class ClientSession:
     """Takes the place of `celery_pgleader.postgres.Session`."""
 
-    def __init__(self, server: Server, process: Process) -> None:
+    def __init__(self, server: Server, process: Process, application_name: str) -> None:
         """Begin, without a connection yet."""
         self.process = process
         self.world = process.world
         self.closed = False
-        self._application_name = ""
+        self._application_name = application_name
         self.info = SimpleNamespace(parameter_status=lambda _name: self._application_name)
         self._server = server
         # Whether the server, or the network, has ended the connection, and that has been seen here.
@@ -301,6 +313,7 @@ class ClientSession:
             sleep(0.001)
             raise OperationalError("the server refuses the connection")
         self.backend = Backend(self._server, self)
+        self.backend.session.application_name = self._application_name
         process.sessions.append(self)
         sleep(process.reaches("postgres") - self.world.now)
 
@@ -454,8 +467,8 @@ class ClientSession:
             self._wake()
 
 
-def open_session(server: Server) -> ClientSession:
+def open_session(server: Server, application_name: str) -> ClientSession:
     """Open a session from the running process."""
-    session = ClientSession(server, world().process)
+    session = ClientSession(server, world().process, application_name)
     session.connect()
     return session

@@ -366,9 +366,7 @@ def claim(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
             settled_at = now() if state != "claimed" else None
             row = {"through": through, "slots": slots, "state": state, "reason": reason, "term": term}
             row |= {"task_id": task_id, "settled_at": settled_at}
-            yield from tx.lock_row("slots", (election, entry, slot))
-            if tx.latest("slots", (election, entry, slot)) is None:
-                tx.write("slots", (election, entry, slot), row)
+            yield from tx.insert_if_absent("slots", (election, entry, slot), row)
     return [(1, claimed)]
 
 
@@ -496,11 +494,8 @@ def has_finished(tx: Transaction, *, task_id: str) -> Steps:
 @twin(store_statements.FINISH)
 def finish(tx: Transaction, *, task_id: str) -> Steps:
     """Write down that a task has ended."""
-    yield from tx.lock_row("finished", task_id)
-    if tx.latest("finished", task_id) is not None:
-        return []
-    tx.write("finished", task_id, {"finished_at": tx.database.clock()})
-    return [(1,)]
+    new = yield from tx.insert_if_absent("finished", task_id, {"finished_at": tx.database.clock()})
+    return [(1,)] if new else []
 
 
 @twin(store_statements.SKIP)
