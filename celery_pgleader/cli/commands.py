@@ -37,9 +37,12 @@ def status(ctx: click.Context, as_json: bool, watch: bool) -> None:
     Asks Postgres, so it works while the broker or all workers are away. Exits with 69 where nobody leads or the
     database cannot be asked.
     """
-    from celery_pgleader.cli.status import show_status  # noqa: PLC0415 - psycopg only where it is used
+    from celery_pgleader.cli.status import show_status, watch_status  # noqa: PLC0415 - psycopg only where it is used
 
-    ctx.exit(show_status(ctx.obj.app, as_json=as_json, watch=watch))
+    if watch:
+        watch_status(ctx.obj.app, as_json=as_json)
+    else:
+        ctx.exit(show_status(ctx.obj.app, as_json=as_json))
 
 
 @command("history")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from celery_pgleader.cli import sql as statements
-from celery_pgleader.cli.database import EX_UNAVAILABLE, asking, config_of
+from celery_pgleader.cli.database import EX_UNAVAILABLE, Unavailable, asking, config_of
 from celery_pgleader.cli.output import duration, moment, show_facts, show_json, show_table, time_of
 from celery_pgleader.cli.overview import Node, Overview, look
 from celery_pgleader.config import Config
@@ -18,23 +19,25 @@ from celery_pgleader.config import Config
 WATCH_EVERY = 1.0
 
 
-def show_status(app: Any, *, as_json: bool, watch: bool) -> int:
+def show_status(app: Any, *, as_json: bool) -> int:
     """Print who leads an app's election, and all that is known of it; return the exit code."""
     config = config_of(app)
-    while True:
-        if watch:
+    with asking(app, pooled=True) as session:
+        overview = look(config, session)
+    _show(config, overview, as_json=as_json, app=app)
+    return 0 if overview.leader else EX_UNAVAILABLE
+
+
+def watch_status(app: Any, *, as_json: bool) -> None:
+    """Print it again and again, until interrupted; a database that is away is waited for."""
+    with suppress(KeyboardInterrupt):
+        while True:
             click.clear()
-        try:
-            with asking(app, pooled=True) as session:
-                overview = look(config, session)
-            _show(config, overview, as_json=as_json, app=app)
-        except click.ClickException as error:
-            if not watch:
-                raise
-            error.show()
-        if not watch:
-            return 0 if overview.leader else EX_UNAVAILABLE
-        threading.Event().wait(WATCH_EVERY)
+            try:
+                show_status(app, as_json=as_json)
+            except Unavailable as away:
+                away.show()
+            threading.Event().wait(WATCH_EVERY)
 
 
 def show_history(app: Any, *, as_json: bool, limit: int) -> None:

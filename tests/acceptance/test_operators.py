@@ -80,6 +80,28 @@ def test_status_and_history(operator: Operator) -> None:
     assert "lost" in operator.say("history")
 
 
+def test_watching_the_status(tmp_path: Path, valkey: str, own_postgres: EmbeddedPostgres) -> None:
+    """It is shown again and again, whatever becomes of Postgres, until somebody interrupts it."""
+    workers = Workers(tmp_path, own_postgres.url(), valkey)
+    shown = tmp_path / "shown"
+    command = [sys.executable, "-m", "celery", "-A", APP, "pgleader", "status", "--watch"]
+    with shown.open("wb") as output:
+        watching = subprocess.Popen(command, env=workers.environment, stdout=output, stderr=output)
+    try:
+        eventually(lambda: shown.read_text().count("leader     nobody") >= 2, timeout=PATIENCE)
+        own_postgres.stop()
+        eventually(lambda: "Error: cannot ask postgres on 127.0.0.1" in shown.read_text(), timeout=PATIENCE)
+        own_postgres.start()
+        before = shown.read_text().count("leader     nobody")
+        eventually(lambda: shown.read_text().count("leader     nobody") > before, timeout=PATIENCE)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(PATIENCE) == 0
+        assert "Traceback" not in shown.read_text()
+    finally:
+        watching.kill()
+        watching.wait()
+
+
 def test_resign_to_a_node_under_load(tmp_path: Path, database: str, valkey: str) -> None:
     """It leads within 100 ms of the order, and no slot is missed or run twice."""
     group = Workers(tmp_path, database, valkey, "solo")
