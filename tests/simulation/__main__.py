@@ -33,7 +33,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     with planted(options.plant) if options.plant else nullcontext(), simulated():
-        return _play(range(options.seed, options.seed + options.histories))
+        seeds = range(options.seed, options.seed + options.histories)
+        return _play(seeds, f" --plant {options.plant}" if options.plant else "")
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Tally:
         )
 
 
-def _play(seeds: range) -> int:
+def _play(seeds: range, plant: str) -> int:
     began = time.monotonic()
     tally = Tally()
     gc.disable()
@@ -79,7 +80,7 @@ def _play(seeds: range) -> int:
         history = draw(seed)
         outcome = play(history)
         if outcome.violations:
-            _show(seed)
+            _show(seed, plant)
             return 1
         tally.add(history, outcome)
         if tally.histories % COLLECT_EVERY == 0:
@@ -90,12 +91,12 @@ def _play(seeds: range) -> int:
     return 0
 
 
-def _show(seed: int) -> None:
+def _show(seed: int, plant: str) -> None:
     history = shrink(draw(seed))
     outcome = play(history, trace=True)
     print(f"seed {seed}; as little of its history as it takes:\n\n{history}\n")
     print("\n".join(outcome.trace[-LINES:]))
-    print(f"\nreplay with: python -m tests.simulation --histories 1 --seed {seed}")
+    print(f"\nreplay with: python -m tests.simulation --histories 1 --seed {seed}{plant}")
     print("\n".join(outcome.violations))
 
 

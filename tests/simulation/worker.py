@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -55,7 +55,6 @@ class Delivery:
     queue: Queue
     connection: Connection
     delivery_info: dict[str, str]
-    headers: dict[str, str] = field(default_factory=dict)
 
     def ack(self) -> None:
         """Be done with it."""
