@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import click
@@ -87,6 +87,9 @@ def _case(config: Config, session: Session, row: tuple[Any, ...], at: str | None
     parameters = {"election": config.election, "entry": entry, "from": start, "until": until}
     slots = session.execute(statements.SLOTS_AT, parameters).fetchall()
     slot = SlotRecord(*slots[0]) if slots else None
+    if slot is not None:
+        # What comes before and after it, and not only before and after the minute that was asked for.
+        parameters |= {"from": slot.at, "until": slot.through + timedelta(microseconds=1)}
     about = slot.at if slot is not None else max(start, next_slot) if next_slot and next_slot < until else start
     overview = look(config, session)
     return Case(
