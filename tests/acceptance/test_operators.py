@@ -162,7 +162,8 @@ def test_orders_by_hand(operator: Operator) -> None:
     assert operator.say("uncordon", leader.node) == f"{leader.node} was not cordoned\n"
     operator.workers.await_successors(1)
     ((now,),) = operator.query("select now()")
-    at = now + timedelta(seconds=6)
+    # Time enough for two commands, however slow the machine.
+    at = now + timedelta(seconds=25)
     operator.say("switchover", "--at", at.isoformat(), "--to", leader.node)
     assert "switchover at " in operator.say("status")
     operator.workers.await_fact("gained", node=leader.node, term=5)
