@@ -180,9 +180,7 @@ class LockSession:
             HandedOn: it was held, and is given back, since this node is not to lead now.
 
         """
-        query = self._terms.mint.format(
-            place=place_key(self._config, place).as_arguments(), key=self._key.as_arguments()
-        )
+        query = self._terms.mint.format(place=place_key(self._config, place).as_arguments())
         with self._session.bounded(self._config.trust_window):
             row = self._session.execute(query, self._parameters()).fetchone()
         if not row:

@@ -36,7 +36,8 @@ select n.node from pgleader.nodes n join pgleader.elections e using (election)
 # Mint a term and write its history, in the session that is seen to hold the lock; give the place to the next follower.
 # A number that is in the history is not given again, even where somebody has taken the election's row away; nor, on a
 # server that was promoted, is one that its predecessor may have given and not passed on.
-# If this node is not to lead, no term is minted, and the lock goes on to whoever waits for it.
+# If this node is not to lead, no term is minted, and the lock goes on to whoever waits for it: wholly, since a slice
+# that was over in the very moment in which the lock was granted leaves it held twice.
 MINT_TERM = SQL(
     """
 with held as materialized (select pg_backend_pid() as pid """
@@ -74,7 +75,7 @@ with held as materialized (select pg_backend_pid() as pid """
 select term, pid, pg_advisory_unlock({place}),
        case when term is null then set_config('application_name', %(follower)s, false) end,
        case when term is null then set_config('idle_session_timeout', %(idle_ms)s::text, false) end,
-       case when term is null then pg_advisory_unlock({key}) end
+       case when term is null then pg_advisory_unlock_all()::text end
   from held left join minted on true
 """
 )

@@ -233,11 +233,12 @@ class Session:
         """Give an advisory lock back."""
         return self.database.advisory_lock(key).release(self, mode)
 
-    def unlock_all(self) -> None:
-        """Give back all that the session holds."""
+    def unlock_all(self) -> str:
+        """Give back all that the session holds; return what the function of that name does."""
         locks, self._locks = self._locks, []
         for lock, mode in locks:
             lock.release(self, mode, wholly=True)
+        return ""
 
     def begin(self) -> Transaction:
         """Begin a transaction."""

@@ -156,14 +156,14 @@ ORDERLESS |= {"resign_term": None, "next_node": None, "next_until": None}
 def mint(tx: Transaction, *keys: int, **p: Any) -> Steps:
     """Count a term, and write it down; or hand the lock on."""
     election, node, session = p["election"], p["node"], tx.session
-    place, key = key_of(*keys[:2]), key_of(*keys[2:])
+    place = key_of(*keys)
     seen, terms, now = tx.view("elections").get(election), tx.view("terms"), tx.database.clock()
     if not tx.database.holds(session, _lock_key(p)):
         return []
     may_lead = p["may_lead"] and not (seen is not None and _is_kept_from(seen, node, now))
     if not may_lead or _fuller(tx, election, p["entries"]):
         session.application_name, session.idle_timeout = p["follower"], p["idle_ms"] / 1000
-        return [(None, session.pid, session.unlock(place), p["follower"], f"{p['idle_ms']}ms", session.unlock(key))]
+        return [(None, session.pid, session.unlock(place), p["follower"], f"{p['idle_ms']}ms", session.unlock_all())]
     highest = max((term for name, term in terms if name == election), default=0)
     yield None
     yield from tx.lock_row("elections", election)
