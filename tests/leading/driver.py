@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import observe
-from tests.leading import app as leading
+from tests.leading import common
 from tests.leading.count import ACKNOWLEDGED_WITHIN, ACKNOWLEDGED_WITHIN_SOLO, Count, count_tasks, read_facts
 from tests.support.eventually import eventually
 from tests.support.programs import Program
@@ -37,7 +37,7 @@ class Sender:
     def __init__(self, broker: str, tasks: int, seconds: float, seed: int) -> None:
         """Prepare; nothing is sent before `start`."""
         self.error: BaseException | None = None
-        self._app = leading.make_app(broker)
+        self._app = common.make_app(broker)
         self._tasks = tasks
         self._seconds = seconds
         self._random = random.Random(f"{seed} sender")
@@ -79,7 +79,7 @@ class Sender:
     def _signature(self) -> Any:
         seconds = self._random.uniform(0.2, 1.0) if self._random.random() < 0.5 else 0.0
         # Some come to the ordinary queue, and are forwarded.
-        options = {} if self._random.random() < 0.2 else {"queue": leading.LEADER_QUEUE}
+        options = {} if self._random.random() < 0.2 else {"queue": common.LEADER_QUEUE}
         # So that the logs tell which it is.
         options["task_id"] = f"task-{self._key}"
         signature = self._app.signature("leading.work", [self._key, round(seconds, 2)], immutable=True, **options)
@@ -88,14 +88,14 @@ class Sender:
 
     def _send(self, signature: Any, keys: list[int], **options: float) -> None:
         for number, key in enumerate(keys):
-            leading.tell("sent", key=key, due=not number and not options, after=keys[number - 1] if number else None)
+            common.tell("sent", key=key, due=not number and not options, after=keys[number - 1] if number else None)
         while True:
             try:
                 signature.apply_async(**options)
             except (OperationalError, OSError, *self._app.connection().connection_errors):
                 # Nobody knows whether it arrived.
                 for key in keys:
-                    leading.tell("in doubt", key=key)
+                    common.tell("in doubt", key=key)
                 threading.Event().wait(PAUSE)
             else:
                 return
@@ -107,7 +107,7 @@ class Driver:
     def __init__(self, database: str, broker: str, folder: Path, *, pool: str, seed: int, queues: str = "") -> None:
         """Start the workers."""
         self.kinds: dict[str, int] = Counter()
-        self._config = Config(database_url=database, election=leading.ELECTION)
+        self._config = Config(database_url=database, election=common.ELECTION)
         self._database = database
         self._broker = broker
         self._seed = seed
@@ -185,7 +185,7 @@ class Driver:
         self.kinds[kind] += 1
         began = time.monotonic()
         make()
-        leading.tell("fault", kind=kind, node=node, began=began)
+        common.tell("fault", kind=kind, node=node, began=began)
 
     def _harm_leader(self, kind: str) -> None:
         eventually(self._is_settled, PATIENCE)
@@ -201,7 +201,7 @@ class Driver:
             with psycopg.connect(self._database, autocommit=True) as connection:
                 connection.execute("select pg_terminate_backend(%s)", [pid])
         elif kind == "resign":
-            worker.send(leading.RESIGN)
+            worker.send(common.RESIGN)
         elif kind == "term":
             worker.send(signal.SIGTERM)
         else:
