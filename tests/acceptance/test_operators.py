@@ -235,7 +235,7 @@ def test_schedule(operator: Operator) -> None:
     assert "published" in shown
 
 
-def everything(node: str) -> list[list[str]]:
+def everything(node: str, lateness: str = "30") -> list[list[str]]:
     """Return all commands, such as each would be given."""
     return [
         ["status"],
@@ -255,7 +255,7 @@ def everything(node: str) -> list[list[str]]:
         ["notify", "orders", "1"],
         ["migrate"],
         ["check", "--leader-exists"],
-        ["check", "--max-lateness", "30"],
+        ["check", "--max-lateness", lateness],
         ["check", "--live", "--node", node],
         ["doctor"],
     ]
@@ -309,7 +309,7 @@ def test_with_nobody_leading(operator: Operator) -> None:
     worker.send(signal.SIGTERM)
     worker.wait()
     assert "nobody; the last was a@test" in operator.say("status", code=69)
-    for command in everything("a@test"):
+    for command in everything("a@test", lateness="0.1"):
         expected = {"status": 69, "doctor": 1, "check": 2}.get(command[0], 0)
         result = operator.run(*command, "--json")
         assert result.returncode == expected, result
