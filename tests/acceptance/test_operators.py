@@ -84,7 +84,11 @@ def test_watching_the_status(tmp_path: Path, valkey: str, own_postgres: Embedded
     """It is shown again and again, whatever becomes of Postgres, until somebody interrupts it."""
     workers = Workers(tmp_path, own_postgres.url(), valkey)
     shown = tmp_path / "shown"
-    command = [sys.executable, "-m", "celery", "-A", APP, "pgleader", "status", "--watch"]
+    # What a shell runs in the background is born without an ear for interrupts, and so are its children.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import celery.__main__ as c; c.main()"
+    )
+    command = [sys.executable, "-c", program, "-A", APP, "pgleader", "status", "--watch"]
     with shown.open("wb") as output:
         watching = subprocess.Popen(command, env=workers.environment, stdout=output, stderr=output)
     try:
