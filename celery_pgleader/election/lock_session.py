@@ -98,7 +98,8 @@ class LockSession:
         self._terms = terms
         self._presence = presence or Presence()
         self._term: int | None = None
-        self._asking = False
+        # Odd while the answer to a renewal is awaited.
+        self._asked = 0
         self._key = leader_key(config)
         self._leading_name = session_name("leader", node)
         self._following_name = session_name("follower", node)
@@ -142,7 +143,12 @@ class LockSession:
         Before the server frees the lock of a session that it ends, it says so. Whoever leads by that lock can know of
         it, then, before anybody else can be granted it.
         """
-        return self._session.is_quiet(asked=self._asking)
+        while True:
+            asked = self._asked
+            quiet = self._session.is_quiet(asked=asked % 2 == 1)
+            # Otherwise a renewal has begun or ended meanwhile, and what was seen may be its answer.
+            if quiet or asked == self._asked:
+                return quiet
 
     def take_place(self) -> int | None:
         """Try to take one of the places; return which, or none if they are full or this node is not to stand."""
@@ -192,13 +198,13 @@ class LockSession:
 
     def renew(self, backend_pid: int, seconds: float) -> bool:
         """Tell whether the lock is still held, by this backend; raise `DeadlinePassed` after `seconds`."""
-        self._asking = True
+        self._asked += 1
         try:
             with self._session.bounded(seconds):
                 cursor = self._session.execute(self._terms.renew, {"backend_pid": backend_pid, **self._parameters()})
                 return cursor.fetchone() is not None
         finally:
-            self._asking = False
+            self._asked += 1
 
     def release(self, reason: str) -> None:
         """Let go of every lock at once, without waiting for the server to see that the session has ended."""

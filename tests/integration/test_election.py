@@ -260,6 +260,28 @@ def test_a_farewell_is_heard_while_an_answer_is_waited_for(database: str) -> Non
         eventually(lambda: not session.is_quiet(asked=True), timeout=PATIENCE)
 
 
+def test_a_renewal_that_begins_meanwhile_is_no_farewell(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer may be there by the time at which somebody looks who has asked before it began."""
+    lock = LockSession.open(Config(database_url=database), "node")
+    session = lock._session  # noqa: SLF001 - it has to be slow in the one moment that counts
+    look = session.is_quiet
+    answers: list[bool] = []
+
+    def slow_look(*, asked: bool) -> bool:
+        if not answers:
+            # What `renew` does in the elector's thread.
+            lock._asked += 1  # noqa: SLF001 - as above
+            session.pgconn.send_query_params(b"select 1", None)
+            eventually(lambda: not look(), timeout=PATIENCE)
+        answers.append(look(asked=asked))
+        return answers[-1]
+
+    monkeypatch.setattr(session, "is_quiet", slow_look)
+    assert lock.is_quiet()
+    assert answers == [False, True]
+    lock.close()
+
+
 class LeakySession(LockSession):
     """Loses its locks behind the elector's back, as with a pooler that discards a session's state."""
 
