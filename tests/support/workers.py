@@ -127,7 +127,9 @@ class Workers:
 
     def facts(self, what: str | None = None, **equal: Any) -> list[dict[str, Any]]:
         """Return what was told, in order."""
-        told = [json.loads(line) for line in self._facts.read_text().splitlines()]
+        # The last line may be half there.
+        whole, _, _ = self._facts.read_text().rpartition("\n")
+        told = [json.loads(line) for line in whole.splitlines()]
         return [
             fact
             for fact in told
