@@ -23,6 +23,7 @@ from tests.support.operating import Operator
 from tests.support.workers import APP, PATIENCE, Worker, Workers
 
 ELECTION = {"election": "proj"}
+ORDERS = "create table orders (id bigint primary key)"
 
 
 @pytest.fixture
@@ -255,7 +256,11 @@ def everything(node: str, lateness: str = "30") -> list[list[str]]:
         ["run-now", "tick"],
         ["switchover", "--cancel"],
         ["notifications", "list"],
+        ["notifications", "retry", "--all"],
+        ["notifications", "drop", "--all"],
+        ["watch", "orders", "--channel", "orders"],
         ["watches"],
+        ["unwatch", "orders", "--channel", "orders"],
         ["notify", "orders", "1"],
         ["migrate"],
         ["check", "--leader-exists"],
@@ -272,10 +277,12 @@ def test_with_the_broker_away(tmp_path: Path, database: str, own_valkey: Embedde
     try:
         leader, other = pair(operator)
         await_more(operator, "tick", "published")
+        operator.query(ORDERS)
         own_valkey.stop()
         for command in everything(other.node):
             if command[0] not in {"doctor", "run-now"}:
                 operator.say(*command)
+        assert "broker" in operator.say("doctor", code=1)
         # No newer slot is to take its place.
         operator.say("pause")
         assert operator.ask("run-now", "tick")["state"] == "claimed"
@@ -306,6 +313,7 @@ def test_with_nobody_leading(operator: Operator) -> None:
     empty = operator.run("status")
     assert (empty.returncode, empty.stdout.splitlines()[1]) == (69, "leader     nobody")
     operator.say("migrate")
+    operator.query(ORDERS)
     assert operator.say("history") == "nobody has led yet\n"
     assert operator.say("schedule") == "no leader has had a schedule yet\n"
     worker = operator.workers.start("a")
