@@ -11,15 +11,13 @@ from typing import Any
 
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
-from celery_pgleader.election.lock_session import session_name
-from celery_pgleader.postgres import Session, open_session
+from celery_pgleader.postgres import Session
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.runs import entry_key
+from celery_pgleader.store.session import LONGEST_STATEMENT, open_leaders_session
 
 PRUNE_BATCH = 1_000
 BACKLOG_BATCH = 10_000
-# Nothing that the ledger is asked takes longer, unless the server is in trouble.
-LONGEST_STATEMENT = 30.0
 
 
 class Superseded(Exception):
@@ -262,22 +260,13 @@ class Ledger:
         return False
 
     def _open(self) -> Session:
-        name = session_name("ledger", self._term.node)
-        session = open_session(self._config.database_url, name, unresponsive_after=self._config.ttl)
+        session = open_leaders_session(self._config, "ledger", self._term.node)
         try:
             with session.bounded(self._config.ttl):
                 asked_at = self._clock()
-                row = session.execute(
-                    statements.GREET,
-                    {
-                        "below_ttl": f"{round(self._config.ttl * 900)}ms",
-                        "longest": f"{round(LONGEST_STATEMENT * 1000)}ms",
-                    },
-                ).fetchone()
-                answered_at = self._clock()
+                ((now,),) = session.execute(statements.CLOCK).fetchall()
+                self.clock_skew = (asked_at + self._clock()) / 2 - now
         except BaseException:
             session.close()
             raise
-        assert row is not None
-        self.clock_skew = (asked_at + answered_at) / 2 - row[0]
         return session

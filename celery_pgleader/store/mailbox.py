@@ -11,10 +11,9 @@ from psycopg.types.json import set_json_loads
 
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
-from celery_pgleader.election.lock_session import session_name
-from celery_pgleader.postgres import Session, open_session
 from celery_pgleader.store import sql as statements
-from celery_pgleader.store.ledger import LONGEST_STATEMENT, Superseded
+from celery_pgleader.store.ledger import Superseded
+from celery_pgleader.store.session import LONGEST_STATEMENT, open_leaders_session
 
 BATCH = 500
 BATCH_BYTES = 4_000_000
@@ -56,7 +55,8 @@ class Mailbox:
         self._election = config.election
         self._channels = list(channels)
         self._may_act = may_act
-        self._session = self._open(config)
+        self._session = open_leaders_session(config, "relay", term.node, statements.LISTEN)
+        set_json_loads(_as_it_is, self._session)
 
     def waiting(
         self, *, after: int = 0, alone: bool = False, resting: Collection[Letter] = (), limit: int = BATCH
@@ -142,23 +142,6 @@ class Mailbox:
         if not self._may_act():
             raise Superseded
         return False
-
-    def _open(self, config: Config) -> Session:
-        name = session_name("relay", self._term.node)
-        session = open_session(config.database_url, name, unresponsive_after=config.ttl)
-        set_json_loads(_as_it_is, session)
-        try:
-            with session.bounded(config.ttl):
-                session.execute(
-                    statements.GREET,
-                    {"below_ttl": f"{round(config.ttl * 900)}ms", "longest": f"{round(LONGEST_STATEMENT * 1000)}ms"},
-                )
-                session.execute(statements.STAY)
-                session.execute(statements.LISTEN)
-        except BaseException:
-            session.close()
-            raise
-        return session
 
 
 def _as_it_is(text: str | bytes) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.election.lock_key import KEPT_PLACE, PLACES, place_key
-from celery_pgleader.election.lock_session import session_name
-from celery_pgleader.postgres import Session, open_session
 from celery_pgleader.store import sql as statements
-from celery_pgleader.store.ledger import LONGEST_STATEMENT, Superseded
+from celery_pgleader.store.ledger import Superseded
+from celery_pgleader.store.session import open_leaders_session
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Orders:
             "first_place": place.classid,
             "last_place": place_key(config, KEPT_PLACE).classid,
         }
-        self._session = self._open(config, term)
+        self._session = open_leaders_session(config, "steward", term.node, statements.LISTEN_FOR_ORDERS)
 
     def read(self) -> Order:
         """Return what is ordered.
@@ -121,19 +120,3 @@ class Orders:
         with self._session.bounded(self._ttl):
             cursor = self._session.execute(statement, self._parameters | parameters)
             return cursor.fetchall() if cursor.description else []
-
-    def _open(self, config: Config, term: Term) -> Session:
-        name = session_name("steward", term.node)
-        session = open_session(config.database_url, name, unresponsive_after=config.ttl)
-        try:
-            with session.bounded(config.ttl):
-                session.execute(
-                    statements.GREET,
-                    {"below_ttl": f"{round(config.ttl * 900)}ms", "longest": f"{round(LONGEST_STATEMENT * 1000)}ms"},
-                )
-                session.execute(statements.STAY)
-                session.execute(statements.LISTEN_FOR_ORDERS)
-        except BaseException:
-            session.close()
-            raise
-        return session

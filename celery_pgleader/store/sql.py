@@ -105,8 +105,7 @@ select pg_advisory_unlock_all() from (select count(*) from ended) written
 
 # Right after connecting, in sessions that write for a leader.
 GREET = """
-select extract(epoch from clock_timestamp())::float,
-       set_config('search_path', 'pg_catalog, pg_temp', false),
+select set_config('search_path', 'pg_catalog, pg_temp', false),
        set_config('TimeZone', 'UTC', false),
        set_config('DateStyle', 'ISO', false),
        set_config('default_transaction_isolation', 'read committed', false),
@@ -116,6 +115,8 @@ select extract(epoch from clock_timestamp())::float,
        set_config('idle_in_transaction_session_timeout', %(below_ttl)s::text, false),
        set_config('statement_timeout', %(longest)s::text, false)
 """
+
+CLOCK = "select extract(epoch from clock_timestamp())::float"
 
 ENTRIES = """
 select n.entry, n.task, n.schedule, n.anchor, n.since, n.last_slot, n.retired_at is not null, n.next_slot,
@@ -254,8 +255,8 @@ select w.entry from unnest(%(entries)s::text[], %(keys)s::bigint[]) w(entry, key
    and l.classid = ((w.key >> 32) & 4294967295)::oid and l.objid = (w.key & 4294967295)::oid
 """
 
-# In the sessions of those who run tasks, and of relays. They may be idle for as long as a run takes, or nothing comes;
-# but a host that is gone must not hold its locks for the two hours that TCP waits by default.
+# In the sessions of those who run tasks, or write for a leader. They may be idle for as long as a run takes, or nothing
+# is due; but a host that is gone must not hold its locks for the two hours that TCP waits by default.
 STAY = """
 select set_config('search_path', 'pg_catalog, pg_temp', false),
        set_config('idle_session_timeout', '0', false),
@@ -490,7 +491,12 @@ select distinct node from pgleader.terms
  where election = %(election)s and node <> %(node)s and gained_at > clock_timestamp() - interval '1 day'
 """
 
+# Of these names, those that a session has.
+SESSIONS_NAMED = """
+select application_name from pg_catalog.pg_stat_activity where application_name = any(%(names)s)
+"""
+
 # Take the turn to run leader-only tasks, if nobody has it; who does not answer for long does not keep it.
 TRY_TURN = SQL("""
-select pg_try_advisory_lock({key}), set_config('idle_session_timeout', %(ttl_ms)s::text, false)
+select pg_catalog.pg_try_advisory_lock({key}), pg_catalog.set_config('idle_session_timeout', %(ttl_ms)s::text, false)
 """)

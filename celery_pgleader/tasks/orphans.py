@@ -19,7 +19,7 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.election.lock_session import session_name
 from celery_pgleader.postgres import Session, open_session
-from celery_pgleader.store.sql import OTHER_LEADERS
+from celery_pgleader.store.sql import OTHER_LEADERS, SESSIONS_NAMED
 from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.threads import Ending
 
@@ -145,10 +145,7 @@ class Orphans:
             rows = db.execute(OTHER_LEADERS, {"election": term.election, "node": term.node}).fetchall()
             earlier = [node for (node,) in rows]
             sessions = {session_name(role, node): node for node in earlier for role in ROLES}
-            there = db.execute(
-                "select application_name from pg_stat_activity where application_name = any(%(names)s)",
-                {"names": list(sessions)},
-            ).fetchall()
+            there = db.execute(SESSIONS_NAMED, {"names": list(sessions)}).fetchall()
         return earlier, [sessions[name] for (name,) in there]
 
     def _open(self, purpose: str, node: str) -> Session:

@@ -22,7 +22,7 @@ from celery_pgleader.beat import leader_beat, publisher, scheduler, slot_keeper
 from celery_pgleader.config import Config
 from celery_pgleader.election import elector, leadership, lock_session, term_runner
 from celery_pgleader.notifications import relay
-from celery_pgleader.store import ledger, mailbox, orders, presence, terms
+from celery_pgleader.store import ledger, mailbox, presence, session, terms
 from celery_pgleader.tasks import leader_queue, orphans, request, run_guard, run_leadership, strategy, turn
 from celery_pgleader.worker import candidate, participant, steward
 from tests.simulation import server, world
@@ -106,7 +106,7 @@ NAMES: list[tuple[Any, str, Any]] = [
     (presence, "uuid", SimpleNamespace(uuid4=lambda: UUID(int=world.world().random.getrandbits(128)))),
     (presence, "version", lambda _package: "simulated"),
     (elector, "Requests", world.Requests),
-    *((module, "open_session", _open_session) for module in (lock_session, ledger, mailbox, orders, orphans, turn)),
+    *((module, "open_session", _open_session) for module in (lock_session, session, orphans, turn)),
     (terms, "Schema", lambda _session: SimpleNamespace(ensure=lambda: None)),
     (mailbox, "set_json_loads", lambda *_: None),
     *((module, "reader", READER) for module in (participant, leader_queue, request, run_guard, run_leadership)),
