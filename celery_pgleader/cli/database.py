@@ -15,6 +15,8 @@ from celery_pgleader.errors import ConfigurationError
 from celery_pgleader.postgres import Session, open_session
 
 EX_UNAVAILABLE, EX_NOPERM = 69, 77
+# Seconds for which a command waits for its answers.
+PATIENCE = 60.0
 
 
 class Unavailable(click.ClickException):
@@ -38,17 +40,21 @@ def config_of(app: Any) -> Config:
 
 
 @contextmanager
-def asking(app: Any, *, pooled: bool = False) -> Iterator[Session]:
+def asking(app: Any, *, pooled: bool = False, patience: float | None = None) -> Iterator[Session]:
     """Give a session with an app's database; what goes wrong ends the command in one line.
 
     Args:
         app: the Celery app.
         pooled: whether it would do if each statement were executed in another session.
+        patience: seconds after which a server that does not answer is given up; by default a minute.
 
     """
     config = config_of(app)
     try:
-        with open_session(config.database_url, "pgleader cli", unresponsive_after=config.ttl, pooled=pooled) as session:
+        with (
+            open_session(config.database_url, "pgleader cli", unresponsive_after=config.ttl, pooled=pooled) as session,
+            session.bounded(PATIENCE if patience is None else patience),
+        ):
             yield session
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -18,7 +19,8 @@ def run_migrate(app: Any, *, as_sql: bool, role: str | None, as_json: bool) -> N
         text = "".join(script(_missing(app), role))
         say({"sql": text}, text.rstrip("\n"), as_json=as_json)
         return
-    with asking(app) as session:
+    # A step may take as long as its table is large.
+    with asking(app, patience=math.inf) as session:
         steps = Schema(session).migrate()
         if role:
             session.execute(grants(role))

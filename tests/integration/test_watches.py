@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 
 from celery_pgleader import ConfigurationError
+from celery_pgleader.cli import database
 from celery_pgleader.cli.plugin import pgleader
 from celery_pgleader.notifications import watches
 from celery_pgleader.notifications.watches import Watch
@@ -443,6 +444,18 @@ def test_a_database_that_is_away(words: list[str], celery: Callable[..., Result]
     result = celery(*words, url="postgresql://127.0.0.1:1/x")
     assert (result.exit_code, result.stdout) == (69, "")
     assert "cannot ask x on 127.0.0.1" in result.stderr
+
+
+def test_a_database_that_does_not_answer(
+    celery: Callable[..., Result], db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is given up, and is as one that is away."""
+    monkeypatch.setattr(database, "PATIENCE", 0.3)
+    with db.transaction():
+        db.execute("lock table pgleader.elections")
+        result = celery("status")
+    assert (result.exit_code, result.stdout) == (69, "")
+    assert "the server did not answer in time" in result.stderr
 
 
 def test_a_role_without_rights(celery: Callable[..., Result], db: Connection, postgres: Any) -> None:
