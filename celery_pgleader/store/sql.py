@@ -287,15 +287,19 @@ _AWAKE = """
         or (n.channel, n.key) not in (select * from unnest(%(rest_channels)s::text[], %(rest_keys)s::text[])))
 """
 
+_LATEST = "exists (select from pgleader.elections where election = %(election)s and term = %(term)s)"
+
 # The notifications that wait, oldest first, after some id; so many, and so many bytes, at most. With `alone`, those
-# behind an older one with the same key are left out.
+# behind an older one with the same key are left out. Nothing is written here, so there is nothing to be fenced: a lock
+# of the term's row would have to be flushed to disk, and would be gone before anything is sent.
 WAITING = (
-    _FENCE
-    + """
+    """
 select id, uid, channel, key, payload, attempts
   from (select n.*, sum(pg_column_size(n.payload)) over (order by n.id) - pg_column_size(n.payload) as before
-          from (select n.* from pgleader.notifications n, fence
+          from (select n.* from pgleader.notifications n
                  where """
+    + _LATEST
+    + " and "
     + _AWAKE
     + """
                    and n.id > %(after)s
@@ -308,14 +312,7 @@ select id, uid, channel, key, payload, attempts
 """
 )
 
-# Without a lock, since it is asked often.
-IS_ANY_WAITING = (
-    """
-select exists (select from pgleader.elections where election = %(election)s and term = %(term)s)
-   and exists (select from pgleader.notifications n where"""
-    + _AWAKE
-    + ")"
-)
+IS_ANY_WAITING = "select " + _LATEST + " and exists (select from pgleader.notifications n where" + _AWAKE + ")"
 
 NEWEST = "select coalesce(max(id), 0) from pgleader.notifications"
 

@@ -569,11 +569,15 @@ def get_up(tx: Transaction, **_: Any) -> Steps:
 @twin(store_statements.IS_ANY_WAITING)
 def is_any_waiting(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
     """Look whether something waits."""
-    known = tx.view("elections").get(election)
-    if known is None or known["term"] != term:
+    if not _is_latest(tx, election, term):
         return [(False,)]
     return [(any(_is_awake(number, row, p) for number, row in tx.view("notifications").items()),)]
     yield
+
+
+def _is_latest(tx: Transaction, election: str, term: int) -> bool:
+    known = tx.view("elections").get(election)
+    return known is not None and known["term"] == term
 
 
 def _is_awake(number: int, row: Row, p: dict[str, Any]) -> bool:
@@ -585,6 +589,8 @@ def _is_awake(number: int, row: Row, p: dict[str, Any]) -> bool:
 @twin(store_statements.WAITING)
 def waiting(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
     """Read what waits."""
+    if not _is_latest(tx, election, term):
+        return []
     seen = tx.view("notifications")
     awake = [
         (number, row)
@@ -593,9 +599,6 @@ def waiting(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
         and _is_awake(number, row, p)
         and not (p["alone"] and row["key"] is not None and _has_older(seen, number, row["channel"], row["key"]))
     ]
-    # With nothing to be read, Postgres does not come to look at the term.
-    if not awake or not (yield from fence(tx, election, term)):
-        return []
     found: list[tuple[Any, ...]] = []
     size = 0
     for number, row in awake[: p["limit"]]:
@@ -604,6 +607,7 @@ def waiting(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
         size += len(row["payload"])
         found.append((number, *(row[name] for name in ("uid", "channel", "key", "payload", "attempts"))))
     return found
+    yield
 
 
 def _has_older(seen: dict[Any, Row], number: int, channel: str, key: str) -> bool:
