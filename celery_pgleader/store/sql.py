@@ -182,14 +182,24 @@ select (select count(*) from fence), array(select entry from claimed)
 )
 
 # What became of claimed slots. Not fenced: it is so, whoever leads. Losing the last of these in a crash of the server
-# costs no more than a second publication under the same task id, so nobody waits for the disk.
+# costs no more than a second publication under the same task id, so nobody waits for the disk. All lock in one order:
+# a leader that is stopped in the midst of it and its successor could wait for each other.
 SETTLE = """
-with quickly as materialized (select set_config('synchronous_commit', 'off', true))
+with quickly as materialized (
+    select set_config('synchronous_commit', 'off', true)
+), settled as materialized (
+    select s.entry, s.slot, w.state, w.reason
+      from quickly, pgleader.slots s
+      join unnest(%(entries)s::text[], %(slots)s::timestamptz[], %(states)s::text[], %(reasons)s::text[])
+           w(entry, slot, state, reason) on s.entry = w.entry and s.slot = w.slot
+     where s.election = %(election)s and s.state = 'claimed'
+     order by s.entry, s.slot
+       for update of s
+)
 update pgleader.slots s
    set state = w.state, reason = coalesce(w.reason, s.reason), settled_at = clock_timestamp()
-  from quickly, unnest(%(entries)s::text[], %(slots)s::timestamptz[], %(states)s::text[], %(reasons)s::text[])
-               w(entry, slot, state, reason)
- where s.election = %(election)s and s.entry = w.entry and s.slot = w.slot and s.state = 'claimed'
+  from settled w
+ where s.election = %(election)s and s.entry = w.entry and s.slot = w.slot
 """
 
 CLAIMED = """

@@ -463,6 +463,32 @@ def test_a_stopped_client_holds_up_no_handover(shop: Shop) -> None:
     assert shop.ledger(Term(minted[0], "shop", "new", minted[1])).claim([run_of("tick", 1)]) == {"tick"}
 
 
+def test_leaders_that_settle_the_same_do_not_wait_for_each_other(shop: Shop) -> None:
+    """One that is stopped in the midst of it, and its successor, who may have published them in another order."""
+    # As Postgres plans it where the ledger is large.
+    for setting in ("enable_hashjoin", "enable_mergejoin", "enable_seqscan"):
+        statement = sql.SQL("alter database {} set {} = off")
+        shop.root.execute(statement.format(sql.Identifier(shop.root.info.dbname), sql.Identifier(setting)))
+    _, term = shop.lead()
+    old, new = shop.ledger(term), shop.ledger(term)
+    rows = [run_of("first", 1), run_of("second", 1)]
+    outcomes = [Outcome(row.entry, row.slot, "published") for row in rows]
+    old.register(dict.fromkeys(("first", "second"), TICK))
+    old.claim(rows)
+    by_hand = shop.connect()
+    by_hand.execute("select from pgleader.slots where entry = 'first' for update")
+    settling = Doing(lambda: new.settle(outcomes))
+    shop.await_one_behind(by_hand)
+    settling_too = Doing(lambda: old.settle(outcomes[::-1]))
+    query = "select from pg_stat_activity where wait_event_type = 'Lock'"
+    eventually(lambda: len(shop.rows(query)) == 2, timeout=PATIENCE)
+    by_hand.rollback()
+    # A deadlock would be an error of one of them.
+    settling.result()
+    settling_too.result()
+    assert shop.rows("select distinct state from pgleader.slots") == [("published",)]
+
+
 def test_the_ledger_finds_a_new_session(shop: Shop) -> None:
     """After the last one was ended, which is an error once."""
     _, term = shop.lead()

@@ -38,6 +38,13 @@ def test_histories(part: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("seed", [39143, 65914])
+def test_a_history_that_was_not_as_promised(seed: int) -> None:
+    """Once, in a long run; `docs/simulation.md` tells what it has shown."""
+    done = simulate("--histories", 1, "--seed", seed)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_seed_makes_one_history() -> None:
     """Whatever else there is by chance, such as the order of sets."""
     marks = {

@@ -388,7 +388,8 @@ def settle(tx: Transaction, *, election: str, **p: Any) -> Steps:
     tx.durable = False
     seen = tx.view("slots")
     settled: list[tuple[Any, ...]] = []
-    for entry, slot, state, reason in zip(p["entries"], p["slots"], p["states"], p["reasons"], strict=True):
+    outcomes = zip(p["entries"], p["slots"], p["states"], p["reasons"], strict=True)
+    for entry, slot, state, reason in sorted(outcomes, key=lambda outcome: outcome[:2]):
         key = election, entry, slot
         if key in seen and seen[key]["state"] == "claimed":
             yield from tx.lock_row("slots", key)
