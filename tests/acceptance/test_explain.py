@@ -15,8 +15,9 @@ from tests.support.workers import PATIENCE, Workers
 APP = "tests.acceptance.timetable"
 ENTRIES: dict[str, dict[str, Any]] = {
     "fast": {"schedule": 1.0},
-    "rare": {"schedule": 7.0},
-    "strict": {"schedule": 7.0},
+    # Longer than it takes to ask about one of their slots, and to start a worker.
+    "rare": {"schedule": 12.0},
+    "strict": {"schedule": 12.0},
     "long": {"schedule": 1.0, "args": [3]},
     "nap": {"schedule": 1.0},
 }

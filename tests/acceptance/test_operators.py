@@ -19,7 +19,7 @@ import pytest
 from celery_pgleader.cli import sql as statements
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.support.eventually import eventually
-from tests.support.operating import Operator
+from tests.support.operating import Operator, check_looks
 from tests.support.workers import APP, PATIENCE, Worker, Workers
 
 ELECTION = {"election": "proj"}
@@ -279,9 +279,10 @@ def test_with_the_broker_away(tmp_path: Path, database: str, own_valkey: Embedde
         await_more(operator, "tick", "published")
         operator.query(ORDERS)
         own_valkey.stop()
-        for command in everything(other.node):
-            if command[0] not in {"doctor", "run-now"}:
-                operator.say(*command)
+        commands = [command for command in everything(other.node) if command[0] not in {"doctor", "run-now"}]
+        for result in operator.run_each(commands):
+            assert result.returncode == 0, result
+            check_looks(result.stdout)
         assert "broker" in operator.say("doctor", code=1)
         # No newer slot is to take its place.
         operator.say("pause")
@@ -299,10 +300,9 @@ def test_with_postgres_away(tmp_path: Path, valkey: str, own_postgres: EmbeddedP
     url = own_postgres.url()
     own_postgres.stop()
     operator = Operator(Workers(tmp_path, url, valkey), url)
-    for command in [*everything("a@test"), ["resign"], ["resign", "--to", "a@test"]]:
-        if command == ["check", "--live", "--node", "a@test"]:
-            continue
-        result = operator.run(*command)
+    commands = [*everything("a@test"), ["resign"], ["resign", "--to", "a@test"]]
+    commands.remove(["check", "--live", "--node", "a@test"])
+    for result in operator.run_each(commands):
         assert result.returncode == 69, result
         (line,) = (result.stdout + result.stderr).splitlines()
         assert "cannot ask postgres on 127.0.0.1: " in line, result
@@ -321,9 +321,8 @@ def test_with_nobody_leading(operator: Operator) -> None:
     worker.send(signal.SIGTERM)
     worker.wait()
     assert "nobody; the last was a@test" in operator.say("status", code=69)
-    for command in everything("a@test", lateness="0.1"):
-        expected = {"status": 69, "doctor": 1, "check": 2}.get(command[0], 0)
-        result = operator.run(*command, "--json")
+    for result in operator.run_each([[*words, "--json"] for words in everything("a@test", lateness="0.1")]):
+        expected = {"status": 69, "doctor": 1, "check": 2}.get(result.args[0], 0)
         assert result.returncode == expected, result
         json.loads(result.stdout)
     away = operator.run("resign")

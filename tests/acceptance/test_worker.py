@@ -131,6 +131,7 @@ def test_the_beat_stops_within_100_ms(on_valkey: Workers, database: str) -> None
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute("select pg_terminate_backend(%s)", (seat.backend_pid,))
         worker.await_line("beat stopped", number + 1)
+        worker.await_line("lost leadership", number + 1)
     lost = [fact["at"] for fact in on_valkey.facts("lost")]
     assert len(lost) >= 9
     took = sorted(

@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 
 from tests.support.workers import APP, PATIENCE, Workers
+
+# One process for many commands: to start one takes longer than what it does.
+MANY = """
+import json, sys
+from celery.bin.celery import celery
+from click.testing import CliRunner
+for line in sys.stdin:
+    done = CliRunner().invoke(celery, json.loads(line))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    print(json.dumps([done.exit_code, done.stdout, done.stderr]), flush=True)
+"""
 
 
 class Operator:
@@ -34,12 +47,27 @@ class Operator:
         assert "Traceback" not in result.stderr, result
         return result
 
+    def run_each(self, commands: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
+        """Run commands, one after the other."""
+        lines = [json.dumps(["-A", self._app, "pgleader", *words]) for words in commands]
+        told = subprocess.run(
+            [sys.executable, "-c", MANY],
+            env=self.workers.environment,
+            input="\n".join(lines),
+            capture_output=True,
+            text=True,
+            timeout=3 * PATIENCE,
+            check=False,
+        )
+        assert told.returncode == 0, told
+        results = [json.loads(line) for line in told.stdout.splitlines()]
+        return [subprocess.CompletedProcess(words, *result) for words, result in zip(commands, results, strict=True)]
+
     def say(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Return what a command prints, all of which fits a terminal and has no colours."""
         result = self.run(*arguments, **environment)
         assert result.returncode == code, result
-        assert all(len(line) <= 80 for line in result.stdout.splitlines()), result.stdout
-        assert "\x1b" not in result.stdout
+        check_looks(result.stdout)
         return result.stdout
 
     def ask(self, *arguments: str, code: int = 0, **environment: str) -> Any:
@@ -53,3 +81,9 @@ class Operator:
         with psycopg.connect(self.database, autocommit=True) as connection:
             cursor = connection.execute(query.encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
+
+
+def check_looks(text: str) -> None:
+    """See that it fits a terminal, and has no colours."""
+    assert all(len(line) <= 80 for line in text.splitlines()), text
+    assert "\x1b" not in text
