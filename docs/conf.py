@@ -11,6 +11,9 @@ import re
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING
 
+from pygments.lexers import PostgresLexer
+from sphinx.highlighting import lexers
+
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
@@ -26,7 +29,9 @@ exclude_patterns = [".*", "celery_pgleader", "tests", "benchmarks", "dist", "doc
 
 # Links name headings as the repository's pages do.
 myst_heading_anchors = 4
-suppress_warnings = ["myst.xref_missing_file"]
+
+# Bodies of functions are quoted as only Postgres does it.
+lexers["sql"] = PostgresLexer(stripnl=False)
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
