@@ -25,7 +25,8 @@ import pytest
 from tests.fixtures.servers import missing
 from tests.support.eventually import eventually
 from tests.support.fleet import PATIENCE, Fleet, Member, gathered
-from tests.support.site import Site, named_blocks
+from tests.support.pages import named_blocks
+from tests.support.site import GUIDES, Site
 
 SOURCES = Path(__file__).parents[1] / "interop" / "node"
 OLDEST_NODE = (20, 3)
@@ -224,7 +225,7 @@ def test_from_platformatic_leader(
 ) -> None:
     """The guide for Node teams, followed: workers wait while a Node program leads, and lead when it has ended."""
     site = Site(tmp_path, database, valkey, "from-platformatic-leader.md")
-    site.write(named_blocks("from-b.md")["app"], site.guide["setting"], site.guide["task"])
+    site.write(named_blocks(GUIDES / "from-b.md")["app"], site.guide["setting"], site.guide["task"])
     old = fleet.add("node", "node-1", [node[0], str(node_programs / "leader.mjs")])
     eventually(lambda: old.leads, timeout=PATIENCE)
     try:

@@ -12,7 +12,8 @@ import pytest
 from tests.support.django_project import PAGE as DJANGO
 from tests.support.django_project import DjangoProject
 from tests.support.eventually import eventually
-from tests.support.site import GUIDES, PATIENCE, Site, named_blocks
+from tests.support.pages import named_blocks
+from tests.support.site import GUIDES, PATIENCE, Site
 
 TASK = """
 from celery import shared_task
@@ -45,7 +46,7 @@ def test_every_guide_is_followed_and_every_step_of_it(guide: Path) -> None:
     name = "test_" + guide.stem.replace("-", "_")
     body = tests.read_text().partition(f"def {name}(")[2].partition("\ndef ")[0]
     assert "start_workers()" in body
-    blocks = named_blocks(guide.name).keys() - {"workers"}
+    blocks = named_blocks(guide).keys() - {"workers"}
     assert [block for block in blocks if not re.search(rf"""guide\[["']{block}["']\]""", body)] == []
 
 
@@ -75,7 +76,7 @@ def test_from_b(site: Site) -> None:
 
 def test_from_celery_beat(site: Site) -> None:
     """While the beat goes on the leader is paused; then the beat ends, and the leader begins."""
-    shared = named_blocks("from-b.md")
+    shared = named_blocks(GUIDES / "from-b.md")
     site.write(shared["app"])
     old = site.start_worker("celery -A proj worker -l info -n old@%h")
     beat = site.start("celery -A proj beat")
@@ -102,7 +103,7 @@ def test_from_celery_beat(site: Site) -> None:
 
 def test_from_redbeat(site: Site) -> None:
     """RedBeat goes on to hold the schedule, and does not send it."""
-    shared = named_blocks("from-b.md")
+    shared = named_blocks(GUIDES / "from-b.md")
     site.write(shared["app"], site.guide["setting"])
     old = site.start_worker("celery -A proj worker -l info -n old@%h")
     beat = site.start("celery -A proj beat -S redbeat.RedBeatScheduler")

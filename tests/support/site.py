@@ -14,7 +14,7 @@ import psycopg
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import observe
 from tests.support.eventually import eventually
-from tests.support.pages import BLOCK
+from tests.support.pages import named_blocks
 from tests.support.programs import Program
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +25,6 @@ RUN = re.compile(r"report ([0-9a-f-]{36})")
 BROKER, DATABASE = "redis://localhost:6379/0", "postgresql://me@localhost/postgres"
 
 
-def named_blocks(guide: str) -> dict[str, str]:
-    """Return the code of the blocks of a guide that have a name."""
-    return {found["name"]: found["code"] for found in BLOCK.finditer((GUIDES / guide).read_text()) if found["name"]}
-
-
 class Site:
     """A small project that runs somewhere, and is moved."""
 
@@ -37,7 +32,7 @@ class Site:
         """Begin with the app of the guide from `-B`, which all guides share."""
         self.folder = folder
         self.database = database
-        self.guide = named_blocks(guide)
+        self.guide = named_blocks(GUIDES / guide)
         self._replaced = {BROKER: broker, DATABASE: database}
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PG", "CELERY_", "DJANGO_"))},
