@@ -118,7 +118,7 @@ def test_sql(block: Block, shop: str) -> None:
 
 
 def test_blocks_with_a_name_are_run_by_tests_of_their_pages() -> None:
-    """Those tests see to it that each is. The guides for moving have theirs in tests/acceptance, as have most others."""
+    """Those tests see to it that each is. The guides for moving have theirs in tests/acceptance, as most have."""
     pages = {block.page for block in all_blocks("python", "sql", "js", "ini", "sh") if block.name is not None}
     elsewhere = {"django.md", "notifications.md", "testing.md"}
     here = {"fastapi.md", "poolers.md"}
