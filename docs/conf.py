@@ -27,6 +27,8 @@ root_doc = "docs/index"
 include_patterns = ["docs/**", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "example_app/README.md"]
 exclude_patterns = [".*", "celery_pgleader", "tests", "benchmarks", "dist", "docs/site"]
 
+# What docstrings have between single quotes of this kind is code.
+default_role = "code"
 # Links name headings as the repository's pages do.
 myst_heading_anchors = 4
 
@@ -35,8 +37,7 @@ lexers["sql"] = PostgresLexer(stripnl=False)
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
-autodoc_class_signature = "separated"
-napoleon_google_docstring = True
+autoclass_content = "both"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
@@ -62,6 +63,16 @@ def add_contents(_app: Sphinx, page: str, text: list[str]) -> None:
             text[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {section[1]}\n\n{listed}\n```\n"
 
 
+def keep_code(_app: Sphinx, _what: str, _name: str, _documented: object, _options: object, lines: list[str]) -> None:
+    """Have what a docstring indents, after an empty line, be code."""
+    for number in range(len(lines) - 1, 1, -1):
+        before, empty, line = lines[number - 2 : number + 1]
+        if line.startswith("    ") and not empty and before and not before.startswith(" "):
+            lines[number - 1 : number - 1] = ["", "::"]
+
+
 def setup(app: Sphinx) -> None:
     """Connect the above."""
     app.connect("source-read", add_contents)
+    # Before its sections are made into lists.
+    app.connect("autodoc-process-docstring", keep_code, priority=100)

@@ -102,7 +102,7 @@ def _build_image(folder: Path) -> None:
         elif instruction == "CMD":
             # What it would start, as far as that goes without servers.
             _run(python.with_name("celery"), *json.loads(rest)[1:], "--help", cwd=workdir)
-            _run(python.with_name("celery"), "-A", "example_app.shop", "report", cwd=workdir)
+            _run(python.with_name("celery"), "-A", "example_app.shop", "pgleader", "migrate", "--sql", cwd=workdir)
         else:
             # The machine's: its user, its folders.
             assert instruction in {"FROM", "WORKDIR", "ENV", "USER"} or rest.startswith("useradd "), step
