@@ -323,7 +323,7 @@ def _workers(patient: Patient) -> Iterator[tuple[str, str]]:
             if not name.startswith(BEAT):
                 yield (
                     f"{name} does not know celery-pgleader",
-                    "install the package there, too, and start it again: such a worker runs leader-only tasks as any other",
+                    "install the package there, too, and start it again: it would run leader-only tasks as any others",
                 )
         elif told.get("election", config.election) != config.election:
             yield (
