@@ -310,21 +310,18 @@ def _broker(patient: Patient) -> Iterator[tuple[str, str]]:
 
 def _workers(patient: Patient) -> Iterator[tuple[str, str]]:
     config, overview = patient.config, patient.overview
-    answers = _ask_workers(patient.app)
-    for name in answers:
+    known = {node.node for node in overview.nodes}
+    for name, told in _ask_workers(patient.app).items():
         if name.startswith(BEAT):
             yield (
                 f"a celery beat runs beside the workers: {name}",
                 "stop it, or start it with -S pgleader: what it sends, the leader sends as well",
             )
-    known = {node.node for node in overview.nodes}
-    for name, told in answers.items():
-        if told is None:
-            if not name.startswith(BEAT):
-                yield (
-                    f"{name} does not know celery-pgleader",
-                    "install the package there, too, and start it again: it would run leader-only tasks as any others",
-                )
+        elif told is None:
+            yield (
+                f"{name} does not know celery-pgleader",
+                "install the package there, too, and start it again: it would run leader-only tasks as any others",
+            )
         elif told.get("election", config.election) != config.election:
             yield (
                 f"{name} takes part in election {told['election']}, and this app's is {config.election}",
@@ -344,20 +341,17 @@ def _ask_workers(app: Any) -> dict[str, dict[str, Any] | None]:
             return {}
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=ANSWER_TIME)
-            told, present = (
-                {
-                    name: answer
-                    for answers in app.control.broadcast(
-                        command, reply=True, timeout=ANSWER_TIME, connection=connection
-                    )
-                    for name, answer in answers.items()
-                }
-                for command in ("pgleader", "ping")
-            )
+            told = _broadcast(app, connection, "pgleader")
+            present = _broadcast(app, connection, "ping")
         except (OperationalError, OSError, *connection.connection_errors):
             # The broker is away, which the workers' logs say; what can be told without it is told.
             return {}
     return {name: told[name] if _knows(told.get(name)) else None for name in present}
+
+
+def _broadcast(app: Any, connection: Any, command: str) -> dict[str, Any]:
+    answers = app.control.broadcast(command, reply=True, timeout=ANSWER_TIME, connection=connection)
+    return {name: answer for answered in answers for name, answer in answered.items()}
 
 
 def _knows(answer: dict[str, Any] | None) -> bool:

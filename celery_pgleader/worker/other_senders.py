@@ -10,7 +10,12 @@ from celery.beat import PersistentScheduler, Scheduler
 from celery.utils.log import get_logger
 
 from celery_pgleader.beat.leader_beat import scheduler_class
+from celery_pgleader.config import Config
+from celery_pgleader.election.observer import observe
+from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.postgres import Error
 from celery_pgleader.slot import HEADER
+from celery_pgleader.worker.beat_process import PgLeaderScheduler
 
 logger = get_logger(__name__)
 
@@ -60,7 +65,7 @@ class OtherSenders:
             if any(name in headers for name in BEAT_HEADERS):
                 self._warn(BESIDE_BEAT, task, self._election)
         elif isinstance(slot, dict) and slot.get("election") != self._election:
-            entry = slot.get("entry")
+            entry = str(slot.get("entry"))
             # Other apps may send to this one's queues, in elections of their own.
             if entry in self._app.conf.beat_schedule:
                 self._warn(TWO_ELECTIONS, entry, slot.get("election"), self._election)
@@ -89,19 +94,12 @@ class OtherSenders:
 
 def look_from_beat(service: Any) -> None:
     """Have a `celery beat` that has just been started say so if its app's schedule has a leader already."""
-    from celery_pgleader.worker.beat_process import PgLeaderScheduler  # noqa: PLC0415 - psycopg only where it is used
-
     if not issubclass(scheduler_class(service.scheduler_cls), PgLeaderScheduler):
         # A database that is away must not hold the beat up.
         threading.Thread(target=_look_for_leader, args=[service.app], name="pgleader-look", daemon=True).start()
 
 
 def _look_for_leader(app: Any) -> None:
-    from celery_pgleader.config import Config  # noqa: PLC0415 - psycopg only where it is used
-    from celery_pgleader.election.observer import observe  # noqa: PLC0415
-    from celery_pgleader.errors import ConfigurationError  # noqa: PLC0415
-    from celery_pgleader.postgres import Error  # noqa: PLC0415
-
     try:
         config = Config.from_app(app)
         leader = next((seat for seat in observe(config) if seat.role == "leader"), None)
