@@ -60,6 +60,11 @@ def planted(workers: Workers, name: str, code: str, *options: str, app: str = AP
     return workers.run(f"{name}@test", [*command, "-n", f"{name}@test", "-P", "solo", "-l", "INFO", *options])
 
 
+def await_finding(operator: Operator, words: str) -> None:
+    """Wait until `doctor` finds something; what workers are too busy to answer in time it cannot know."""
+    eventually(lambda: any(words in found["what"] for found in operator.ask("doctor", code=1)), timeout=PATIENCE)
+
+
 def test_mistake_1_no_url(workers: Workers) -> None:
     """The worker does not start, and says which setting is missing and what such a URL looks like."""
     assert refusal(workers, "--pgleader", PGLEADER_DATABASE_URL="") == (
@@ -175,13 +180,7 @@ def test_mistake_6_doctor_finds_a_beat_that_can_be_asked(workers: Workers, datab
     workers.workers.append(
         Worker("beat", [*command, "-s", str(tmp_path / "beat-schedule")], workers.environment, tmp_path / "beat.log")
     )
-    operator = Operator(workers, database)
-
-    def found() -> bool:
-        said = operator.ask("doctor", code=1)
-        return any("a celery beat runs beside the workers: celerybeat@" in finding["what"] for finding in said)
-
-    eventually(found, timeout=PATIENCE)
+    await_finding(Operator(workers, database), "a celery beat runs beside the workers: celerybeat@")
 
 
 def test_mistake_7_two_elections(workers: Workers, database: str) -> None:
@@ -194,8 +193,7 @@ def test_mistake_7_two_elections(workers: Workers, database: str) -> None:
         return any(words in worker.log.read_text() for worker in (first, second))
 
     eventually(said, timeout=PATIENCE)
-    findings = Operator(workers, database).ask("doctor", code=1)
-    assert "b@test takes part in election prod, and this app's is proj" in [finding["what"] for finding in findings]
+    await_finding(Operator(workers, database), "b@test takes part in election prod, and this app's is proj")
 
 
 def test_mistake_7_two_databases(workers: Workers, database: str, own_postgres: EmbeddedPostgres) -> None:
@@ -204,8 +202,7 @@ def test_mistake_7_two_databases(workers: Workers, database: str, own_postgres: 
     workers.await_leader()
     workers.start("b", "--pgleader-database-url", own_postgres.url())
     workers.await_fact("gained", node="b@test")
-    findings = Operator(workers, database).ask("doctor", code=1)
-    assert "b@test leads an election of this name in another database" in [finding["what"] for finding in findings]
+    await_finding(Operator(workers, database), "b@test leads an election of this name in another database")
 
 
 def test_mistake_8_package_missing(workers: Workers, database: str) -> None:
@@ -215,8 +212,7 @@ def test_mistake_8_package_missing(workers: Workers, database: str) -> None:
     )
     workers.start("a")
     planted(workers, "b", "import sys; sys.modules['celery_pgleader'] = None", app="bare")
-    findings = Operator(workers, database).ask("doctor", code=1)
-    assert "b@test does not know celery-pgleader" in [finding["what"] for finding in findings]
+    await_finding(Operator(workers, database), "b@test does not know celery-pgleader")
 
 
 def test_mistake_8_package_missing_where_its_option_is_given(workers: Workers) -> None:
