@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import click
+from kombu.exceptions import OperationalError
 from psycopg.errors import InsufficientPrivilege
 
 from celery_pgleader.beat.leader_beat import TOLERATED_SKEW, scheduler_class
@@ -31,6 +32,11 @@ DEFAULT_VISIBILITY = 3600.0
 # Seconds; below, slices are so short that waiting costs many statements.
 SHORT_DEADLOCK_TIMEOUT = 0.2
 LEADERS_SESSIONS = 5
+# Seconds for which workers may answer, for each of two questions.
+ANSWER_TIME = 1.0
+# What the name begins with that a beat of Celery's answers by.
+BEAT = "celerybeat@"
+LEADING = ("leader", "renewing")
 
 
 @dataclass(frozen=True)
@@ -302,6 +308,57 @@ def _broker(patient: Patient) -> Iterator[tuple[str, str]]:
         )
 
 
+def _workers(patient: Patient) -> Iterator[tuple[str, str]]:
+    config, overview = patient.config, patient.overview
+    known = {node.node for node in overview.nodes}
+    for name, told in _ask_workers(patient.app).items():
+        if name.startswith(BEAT):
+            yield (
+                f"a celery beat runs beside the workers: {name}",
+                "stop it, or start it with -S pgleader: what it sends, the leader sends as well",
+            )
+        elif told is None:
+            yield (
+                f"{name} does not know celery-pgleader",
+                "install the package there, too, and start it again: it would run leader-only tasks as any others",
+            )
+        elif told.get("election", config.election) != config.election:
+            yield (
+                f"{name} takes part in election {told['election']}, and this app's is {config.election}",
+                "give all workers of the app the same pgleader_election, or their leaders send everything twice",
+            )
+        elif told.get("phase") in LEADING and overview.schema is not None and name not in known:
+            yield (
+                f"{name} leads an election of this name in another database",
+                "give all workers, and this command, the same pgleader_database_url",
+            )
+
+
+def _ask_workers(app: Any) -> dict[str, dict[str, Any] | None]:
+    """Return who answers through the broker, with what each says of its part; none where it does not know of any."""
+    with app.connection_for_write() as connection:
+        if not connection.supports_exchange_type("fanout"):
+            return {}
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=ANSWER_TIME)
+            told = _broadcast(app, connection, "pgleader")
+            present = _broadcast(app, connection, "ping")
+        except (OperationalError, OSError, *connection.connection_errors):
+            # The broker is away, which the workers' logs say; what can be told without it is told.
+            return {}
+    return {name: told[name] if _knows(told.get(name)) else None for name in present}
+
+
+def _broadcast(app: Any, connection: Any, command: str) -> dict[str, Any]:
+    answers = app.control.broadcast(command, reply=True, timeout=ANSWER_TIME, connection=connection)
+    return {name: answer for answered in answers for name, answer in answered.items()}
+
+
+def _knows(answer: dict[str, Any] | None) -> bool:
+    # Celery answers with a KeyError for a command that a worker does not have.
+    return answer is not None and not str(answer.get("error", "")).startswith("KeyError")
+
+
 def _prefetch(patient: Patient) -> Iterator[tuple[str, str]]:
     multiplier = patient.app.conf.worker_prefetch_multiplier
     if multiplier != 1:
@@ -343,6 +400,7 @@ EXAMINATIONS: dict[str, Callable[[Patient], Iterator[tuple[str, str]]]] = {
     "queues": _queues,
     "channels": _channels,
     "broker": _broker,
+    "workers": _workers,
     "prefetch": _prefetch,
     "schedule": _schedule,
 }

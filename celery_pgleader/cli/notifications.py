@@ -71,7 +71,7 @@ def send(app: Any, channel: str, payload: str, *, key: str | None, durable: bool
         value = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise click.ClickException(f"the payload is not JSON: {error}") from error
-    with asking(app) as session:
+    with asking(app, pooled=True) as session:
         try:
             notify(channel, value, key=key, durable=durable, connection=session)
         except NotificationError as error:

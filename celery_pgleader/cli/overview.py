@@ -67,6 +67,7 @@ class Overview:
         nodes: that are there.
         lateness: seconds by which the oldest slot that was due and is not accounted for is late.
         unpublished: seconds since the oldest slot was claimed that is not published yet.
+        other_elections: in which there are nodes; looked for only where there is none in this one.
 
     """
 
@@ -85,6 +86,7 @@ class Overview:
     nodes: list[Node] = field(default_factory=list)
     lateness: float = 0.0
     unpublished: float = 0.0
+    other_elections: list[str] = field(default_factory=list)
 
     @property
     def leading_node(self) -> str | None:
@@ -113,6 +115,7 @@ def look(config: Config, session: Session) -> Overview:
         row = session.execute(statements.ELECTION, parameters).fetchall()[0]
         nodes = session.execute(statements.NODES, parameters).fetchall()
         lateness, unpublished = session.execute(statements.LATENESS, parameters).fetchall()[0]
+        others = [] if nodes else session.execute(statements.OTHER_ELECTIONS_PRESENT, parameters).fetchall()
     except InsufficientPrivilege:
         return Overview(leader, successors, trust_left=trust_left)
     return Overview(
@@ -131,6 +134,7 @@ def look(config: Config, session: Session) -> Overview:
         nodes=[Node(*node) for node in nodes],
         lateness=lateness,
         unpublished=unpublished,
+        other_elections=[name for (name,) in others],
     )
 
 

@@ -61,8 +61,15 @@ def _on_worker_init(sender: Any, **_: Any) -> None:
     add_steps(sender.app)
 
 
+def _on_beat_init(sender: Any, **_: Any) -> None:
+    from celery_pgleader.worker.other_senders import look_from_beat  # noqa: PLC0415 - only a beat needs it
+
+    look_from_beat(sender)
+
+
 _add_worker_options()
 signals.worker_init.connect(_on_worker_init, weak=False, dispatch_uid="celery_pgleader.cli.plugin")
+signals.beat_init.connect(_on_beat_init, weak=False, dispatch_uid="celery_pgleader.cli.plugin")
 
 
 class Commands(click.Group):

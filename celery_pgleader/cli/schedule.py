@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -40,7 +41,7 @@ def show_schedule(app: Any, *, as_json: bool) -> None:
         (
             (
                 entry["entry"],
-                entry["schedule"],
+                _plain(entry["schedule"]),
                 "paused" if entry["paused_at"] else _next(entry["next_slot"], now),
                 time_of(entry["last_slot"], now, zone) if entry["last_slot"] else "",
                 _became(entry["state"], entry["reason"]),
@@ -133,6 +134,11 @@ def _entry(config: Config, *row: Any) -> dict[str, Any]:
         "settled_at": settled_at,
         "policy": {**asdict(policy), "misfire": policy.misfire.value, "overlap": policy.overlap.value},
     }
+
+
+def _plain(schedule: str) -> str:
+    # As Celery shows a crontab, without what makes it long.
+    return re.sub(r"<crontab: (.+?) \(m/h/dM/MY/d\)>", r"\1", schedule)
 
 
 def _next(slot: datetime | None, now: datetime) -> str:

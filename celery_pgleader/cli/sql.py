@@ -30,6 +30,14 @@ select n.node, n.instance::text, n.backend_pid, n.priority, n.stands_back, n.nod
 """
 )
 
+# Which other elections have nodes that are there.
+OTHER_ELECTIONS_PRESENT = (
+    """
+select distinct n.election from pgleader.nodes n where n.election <> %(election)s and """
+    + PRESENT
+    + " order by n.election"
+)
+
 # By how much the schedule is behind, in seconds: the oldest slot that was due and is not accounted for, and the oldest
 # that is claimed and not settled.
 LATENESS = """

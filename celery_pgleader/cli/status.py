@@ -137,6 +137,9 @@ def _facts(config: Config, overview: Overview, now: datetime, zone: Any) -> list
         ("successor", f"{_full_name(overview, seat.backend_pid, seat.node)} (backend {seat.backend_pid})")
         for seat in overview.successors
     ]
+    if overview.other_elections:
+        names = ", ".join(overview.other_elections)
+        facts.append(("others", f"nodes are in {names}, and none is in {config.election}: is this the right app?"))
     if overview.held_at is not None:
         facts.append(
             ("held", f"since {moment(overview.held_at, zone)}: nobody is elected; `pgleader resume` ends that")

@@ -19,6 +19,7 @@ from celery_pgleader.election.lock_session import HandedOn, LockSession
 from celery_pgleader.election.requests import Requests
 from celery_pgleader.election.state import Election, Event, Moment, Phase
 from celery_pgleader.errors import ServerUnsuitable
+from celery_pgleader.postgres import SessionShared
 
 LONGEST_PAUSE = 3600.0
 CONNECTING_PATIENCE = 0.1
@@ -252,8 +253,7 @@ class Candidacy(threading.Thread):
             case state.Pause(until):
                 return self._pause(until)
             case state.Connect():
-                self._session = self._open_session(self._config, self._node)
-                return state.Connected()
+                return self._connect()
             case state.TakePlace():
                 place = self._open.take_place()
                 return state.PlacesFull() if place is None else state.PlaceTaken(place)
@@ -274,6 +274,18 @@ class Candidacy(threading.Thread):
             case state.Release(broken):
                 self._close(broken=broken)
                 return state.Released()
+
+    def _connect(self) -> Event:
+        try:
+            self._session = self._open_session(self._config, self._node)
+        except (Error, OSError) as error:
+            hint = (
+                ""
+                if isinstance(error, SessionShared)
+                else " (trying again; is the server up, and the database URL right?)"
+            )
+            return state.Failed(_first_line(error) + hint)
+        return state.Connected()
 
     @property
     def _open(self) -> LockSession:

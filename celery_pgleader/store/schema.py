@@ -115,7 +115,7 @@ class Schema:
         role, database = row[2], row[3]
         return (
             f"schema pgleader in database {database} {what.format(role=role)}: as a role that may, run"
-            f" `celery -A <app> pgleader migrate`, or have a DBA run what"
+            f" `celery -A <app> pgleader migrate --role {role}`, or have a DBA run what"
             f" `celery -A <app> pgleader migrate --sql --role {role}` prints"
         )
 

@@ -17,6 +17,7 @@ from celery_pgleader.tasks.trust_page import TrustPage, reader
 from celery_pgleader.tasks.turn import Turn
 from celery_pgleader.worker.announcer import Announcer
 from celery_pgleader.worker.candidate import Candidate
+from celery_pgleader.worker.other_senders import OtherSenders
 
 logger = get_logger(__name__)
 
@@ -41,6 +42,7 @@ class Participant:
         self.leadership = Leadership(tell=self._page.write)
         reader.also_ask(self.leadership.trusted)
         self._announcer = Announcer()
+        self._other_senders = OtherSenders(app, worker.scheduler, config.election)
         self.leader_queue = LeaderQueue(queue_name(config.election), self.leadership)
         self._candidate = Candidate(
             app,
@@ -71,6 +73,7 @@ class Participant:
         """Follow the leadership with a new connection to the broker."""
         self._announcer.attach(consumer)
         self.leader_queue.attach(consumer)
+        self._other_senders.watch(consumer)
 
     def detach(self) -> None:
         """Let go of a connection."""

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from celery_pgleader.postgres import open_session
 from celery_pgleader.store import Schema
 from celery_pgleader.store.schema import LOCK_CLASSID, migrations
+from tests.support import django_project
+from tests.support.django_project import PAGE, DjangoProject
 from tests.support.eventually import eventually
-from tests.support.pages import blocks_of
 
-ROOT = Path(__file__).parents[2]
-PAGE = blocks_of(ROOT / "docs" / "django.md")
 STEPS = [step.name.removesuffix(".sql") for step in migrations()]
 
 SHOW_PAGES = """
@@ -58,60 +55,10 @@ class Router:
 """
 
 
-class Project:
-    """A project in a folder of its own."""
-
-    def __init__(self, folder: Path, database: str, broker: str) -> None:
-        """Start it as Django's and Celery's guides say."""
-        self.folder = folder
-        self.database = database
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PG", "CELERY_", "DJANGO_"))},
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
-        }
-        self.shell("python -m django startproject shop .")
-        parts = conninfo_to_dict(database)
-        names = {"NAME": "dbname", "USER": "user", "HOST": "host", "PORT": "port"}
-        default = {"ENGINE": "django.db.backends.postgresql", **{name: parts[key] for name, key in names.items()}}
-        self.add_settings(f'DATABASES = {{"default": {default!r}}}', PAGE["settings"])
-        self.add_settings(f"CELERY_BROKER_URL = {broker!r}")
-        (folder / "shop" / "celery.py").write_text(PAGE["celery"])
-        (folder / "shop" / "__init__.py").write_text(PAGE["init"])
-
-    def add_settings(self, *code: str) -> None:
-        """Add to the end of the settings."""
-        with (self.folder / "shop" / "settings.py").open("a") as file:
-            file.write("\n".join(["", *code, ""]))
-
-    def shell(self, script: str, **environment: str) -> str:
-        """Run a shell script; return what it printed."""
-        result = subprocess.run(
-            ["sh", "-e", "-c", script],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def python(self, code: str) -> str:
-        """Run Python with Django set up; return what it printed."""
-        (self.folder / "script.py").write_text(f"import django\ndjango.setup()\n{code}")
-        return self.shell("python script.py", DJANGO_SETTINGS_MODULE="shop.settings")
-
-    def rows(self, query: str, database: str | None = None) -> list[Any]:
-        """Return the rows of a query."""
-        with psycopg.connect(make_conninfo(self.database, dbname=database)) as db:
-            return db.execute(query.encode()).fetchall()
-
-
 @pytest.fixture
-def project(tmp_path: Path, database: str) -> Project:
+def project(tmp_path: Path, database: str) -> DjangoProject:
     """Give a project with one database, in which there is nothing yet."""
-    return Project(tmp_path, database, "memory://")
+    return DjangoProject(tmp_path, database, "memory://", PAGE["settings"])
 
 
 @pytest.fixture
@@ -125,20 +72,20 @@ def second(database: str) -> Iterator[str]:
         db.execute(f"drop database {name} with (force)".encode())
 
 
-def versions(project: Project, database: str | None = None) -> list[int]:
+def versions(project: DjangoProject, database: str | None = None) -> list[int]:
     """Return the steps that the schema has."""
     return [version for (version,) in project.rows("select version from pgleader.migrations order by 1", database)]
 
 
 def test_every_example_of_the_page_is_run() -> None:
     """By a test below."""
-    text = Path(__file__).read_text()
+    text = Path(__file__).read_text() + Path(django_project.__file__).read_text()
     assert [name for name in PAGE if f'PAGE["{name}"]' not in text] == []
 
 
 def test_a_project_with_django_celery_beat(tmp_path: Path, database: str, valkey: str) -> None:
     """Its workers need no URL, its schedule is published, and the admin shows what became of it and changes nothing."""
-    project = Project(tmp_path, database, valkey)
+    project = DjangoProject(tmp_path, database, valkey, PAGE["settings"])
     project.shell(PAGE["migrate"])
     project.python(ADD_ENTRY)
     log = tmp_path / "worker.log"
@@ -169,7 +116,7 @@ def test_a_project_with_django_celery_beat(tmp_path: Path, database: str, valkey
     assert rest == ["200 True", "403 403", "302"]
 
 
-def test_a_ledger_in_another_database(project: Project, second: str) -> None:
+def test_a_ledger_in_another_database(project: DjangoProject, second: str) -> None:
     """The schema, the commands and the models go by the alias, and the other database has none of it."""
     project.add_settings(PAGE["second"].replace('"NAME": "ledger"', f'"NAME": "{second}"'))
     project.shell(PAGE["second-migrate"])
@@ -181,7 +128,7 @@ def test_a_ledger_in_another_database(project: Project, second: str) -> None:
     assert project.python(models) == "{'id': 1}\n"
 
 
-def test_each_step_is_a_migration_of_django(project: Project) -> None:
+def test_each_step_is_a_migration_of_django(project: DjangoProject) -> None:
     """It is shown as such, and Django does not offer to make others."""
     shown = project.shell("python manage.py showmigrations pgleader").split()
     assert [word for word in shown if word[0].isdigit()] == STEPS
@@ -193,7 +140,7 @@ def test_each_step_is_a_migration_of_django(project: Project) -> None:
     project.shell("python manage.py check --fail-level WARNING")
 
 
-def test_it_does_not_matter_who_migrates(project: Project) -> None:
+def test_it_does_not_matter_who_migrates(project: DjangoProject) -> None:
     """What workers or the command have done is not done again, also if they do it at that moment."""
     with open_session(project.database, "test", unresponsive_after=30) as other:
         other.execute("select pg_advisory_lock(%(classid)s::int, 0)", {"classid": LOCK_CLASSID})
@@ -209,7 +156,7 @@ def test_it_does_not_matter_who_migrates(project: Project) -> None:
     assert "up to date" in project.shell("celery -A shop pgleader migrate")
 
 
-def test_where_the_schema_is_not_made(project: Project) -> None:
+def test_where_the_schema_is_not_made(project: DjangoProject) -> None:
     """Where a router forbids it, and in what is not Postgres."""
     (project.folder / "routers.py").write_text(NOT_THERE)
     project.add_settings('DATABASE_ROUTERS = ["routers.Router"]')
@@ -220,7 +167,7 @@ def test_where_the_schema_is_not_made(project: Project) -> None:
     project.shell("python manage.py migrate -v 0")
 
 
-def test_a_test_database_has_the_schema(project: Project) -> None:
+def test_a_test_database_has_the_schema(project: DjangoProject) -> None:
     """So that a test sees what was sent."""
     (project.folder / "tests.py").write_text(PAGE["test"])
     assert "Ran 1 test" in project.shell("python manage.py test 2>&1")

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from example_app.summary import Fact, Fault, SlotRow, Ticks, count_leader_only, count_notifications, count_ticks, judge
 from tests.support.eventually import eventually
@@ -175,18 +174,6 @@ def test_refusals(start_demo: Callable[..., DemoProcess], arguments: tuple[str, 
     demo = start_demo(*arguments)
     assert demo.process.wait(30) == 2
     assert f"argument {arguments[0]}" in demo.output or f"error: {arguments[0]}" in demo.output
-
-
-def test_the_compose_file() -> None:
-    """It starts the same app, three times, with files that are there."""
-    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
-    workers = [service for name, service in services.items() if name.startswith("worker")]
-    assert len(workers) == 3
-    for worker in workers:
-        assert worker["command"].startswith("celery -A example_app.shop worker --pgleader ")
-        assert (REPOSITORY / worker["build"]["dockerfile"]).exists()
-    schema = services["postgres"]["volumes"][0].split(":")[0]
-    assert (REPOSITORY / schema).exists()
 
 
 def fact(kind: str = "tick", **values: object) -> Fact:

@@ -25,6 +25,8 @@ import pytest
 from tests.fixtures.servers import missing
 from tests.support.eventually import eventually
 from tests.support.fleet import PATIENCE, Fleet, Member, gathered
+from tests.support.pages import named_blocks
+from tests.support.site import GUIDES, Site
 
 SOURCES = Path(__file__).parents[1] / "interop" / "node"
 OLDEST_NODE = (20, 3)
@@ -216,6 +218,36 @@ def test_node_member_outlives_its_session(
 
     python_member.kill()
     assert fleet.await_leader() is node_member
+
+
+def test_from_platformatic_leader(
+    tmp_path: Path, database: str, valkey: str, node: tuple[str, Sequence[str]], node_programs: Path, fleet: Fleet
+) -> None:
+    """The guide for Node teams, followed: workers wait while a Node program leads, and lead when it has ended."""
+    site = Site(tmp_path, database, valkey, "from-platformatic-leader.md")
+    site.write(named_blocks(GUIDES / "from-b.md")["app"], site.guide["setting"], site.guide["task"])
+    old = fleet.add("node", "node-1", [node[0], str(node_programs / "leader.mjs")])
+    eventually(lambda: old.leads, timeout=PATIENCE)
+    try:
+        workers = site.start_workers()
+        shown = site.shell("celery -A proj pgleader status")
+        assert "leader     node-1 " in shown
+        assert site.runs() == []
+        old.notify({"id": 1}, CHANNEL)
+        eventually(lambda: old.payloads() == [{"id": 1}], timeout=PATIENCE)
+        assert old.stop() == 0
+        eventually(lambda: any(worker.has_logged("gained leadership") for worker in workers), timeout=PATIENCE)
+        site.await_runs(2)
+        site.check_runs([])
+        (tmp_path / "node_modules").symlink_to(node_programs / "node_modules")
+        (tmp_path / "send.mjs").write_text(
+            "import pg from 'pg'\nconst client = new pg.Client({ connectionString: process.argv[2] })\n"
+            f"await client.connect()\n{site.guide['node']}await client.end()\n"
+        )
+        site.shell(f"{node[0]} send.mjs '{database}'")
+        eventually(lambda: any(worker.has_logged("order 42") for worker in workers), timeout=PATIENCE)
+    finally:
+        site.end()
 
 
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

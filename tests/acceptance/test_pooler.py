@@ -12,7 +12,9 @@ from tests.support.pgbouncer import PgBouncer
 from tests.support.workers import Workers
 
 
-def test_a_worker_behind_a_pooler(pooler: Callable[..., PgBouncer], database: str, valkey: str, tmp_path: Path) -> None:
+def test_mistake_10_a_worker_behind_a_pooler(
+    pooler: Callable[..., PgBouncer], database: str, valkey: str, tmp_path: Path
+) -> None:
     """In transaction mode it works but does not stand, and says what to do, once; in session mode it leads."""
     bouncer = pooler("transaction")
     workers = Workers(tmp_path, database, valkey)

@@ -6,10 +6,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
+from celery import Celery
+from click.testing import CliRunner
 
+from celery_pgleader.cli.plugin import pgleader
 from celery_pgleader.config import Config
 from celery_pgleader.election import Change, Elector, LockSession, Term
 from celery_pgleader.election.state import Phase
@@ -196,6 +201,29 @@ def test_what_needs_no_session_of_its_own_may_be_sent_through_any_pooler(pooler:
         notify("orders", {"id": 1}, connection=connection)
     with psycopg.connect(database) as connection:
         assert connection.execute("select channel from pgleader.notifications").fetchall() == [("orders",)]
+
+
+def test_commands_behind_a_pooler(pooler: Pooler, database: str) -> None:
+    """Most of them send one statement at a time; the page on poolers says which are refused."""
+    open_lock_session(Config(database_url=database), "node").close()
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(pgleader_database_url=pooler("transaction").in_front_of(database))
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "poolers.md").read_text()
+    (refused,) = [line for line in page.splitlines() if line.startswith("| `migrate`")]
+    for words in (
+        "status",
+        "history",
+        "schedule",
+        "check --leader-exists",
+        "pause",
+        "notify orders 1",
+        "migrate",
+        "notifications list",
+        "watches",
+    ):
+        result = CliRunner().invoke(pgleader, words.split(), obj=SimpleNamespace(app=app))
+        assert (REFUSAL in result.stderr) == (f"`{words.split()[0]}`" in refused), words
+        assert "Traceback" not in result.output
 
 
 def test_where_it_is_not_found_out_the_term_is(

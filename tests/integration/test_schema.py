@@ -79,7 +79,7 @@ def dba_runs(session: Session, statements: str) -> None:
 def what_to_run(role: str) -> str:
     """Return the end of each refusal."""
     return (
-        "as a role that may, run `celery -A <app> pgleader migrate`, or have a DBA run what"
+        f"as a role that may, run `celery -A <app> pgleader migrate --role {role}`, or have a DBA run what"
         f" `celery -A <app> pgleader migrate --sql --role {role}` prints"
     )
 

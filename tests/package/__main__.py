@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,6 +46,7 @@ def main(folder: Path) -> None:
     _run(full, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=elsewhere)
     shutil.copy(API, elsewhere / "api.py")
     _run(sys.executable, "-m", "mypy", "--strict", "--python-executable", full, "api.py", cwd=elsewhere)
+    _build_image(folder / "image")
     for extra in extras:
         _run(full, "-m", "pip", "install", "--quiet", "--dry-run", f"{wheel}[{extra}]")
     print(f"{sdist.name} and {wheel.name} with Python {sys.version.split()[0]}: all well")
@@ -77,6 +80,32 @@ def _look_into_wheel(wheel: Path) -> list[str]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and not JUNK & set(path.parts)]
+
+
+def _build_image(folder: Path) -> None:
+    """Take the steps of the example app's image in an environment of its own, in place of an image of Python's."""
+    workdir = folder / "shop"
+    workdir.mkdir(parents=True)
+    python = _new_environment(folder / "python")
+    dockerfile = (ROOT / "example_app" / "Dockerfile").read_text()
+    for step in re.findall(r"^(?!#)(\w+ .+)$", dockerfile, re.MULTILINE):
+        instruction, _, rest = step.partition(" ")
+        if instruction == "COPY":
+            *sources, target = rest.split()
+            for source in map(ROOT.joinpath, sources):
+                if source.is_dir():
+                    shutil.copytree(source, workdir / target, ignore=shutil.ignore_patterns(*JUNK))
+                else:
+                    shutil.copy(source, workdir / target)
+        elif instruction == "RUN" and rest.startswith("pip "):
+            _run(python, "-m", *shlex.split(rest), cwd=workdir)
+        elif instruction == "CMD":
+            # What it would start, as far as that goes without servers.
+            _run(python.with_name("celery"), *json.loads(rest)[1:], "--help", cwd=workdir)
+            _run(python.with_name("celery"), "-A", "example_app.shop", "pgleader", "migrate", "--sql", cwd=workdir)
+        else:
+            # The machine's: its user, its folders.
+            assert instruction in {"FROM", "WORKDIR", "ENV", "USER"} or rest.startswith("useradd "), step
 
 
 def _new_environment(folder: Path) -> Path:

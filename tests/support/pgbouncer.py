@@ -63,9 +63,12 @@ class PgBouncer(Server):
         return make_conninfo(database, port=self.port)
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        self._configuration.write_text(CONFIGURATION.format(pool_mode=self.pool_mode, **self._settings))
+        self._configuration.write_text(self._configuration_text())
         as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
         return self._popen([str(self._program), "-q", *as_user, str(self._configuration)])
+
+    def _configuration_text(self) -> str:
+        return CONFIGURATION.format(pool_mode=self.pool_mode, **self._settings)
 
     def _answers(self) -> bool:
         try:

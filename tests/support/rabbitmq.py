@@ -100,6 +100,11 @@ class RabbitMQ:
         self.stop()
         self.start()
 
+    def diagnose(self, *arguments: str) -> int:
+        """Run `rabbitmq-diagnostics` on it; return the exit code."""
+        command = [str(self._script.with_name("rabbitmq-diagnostics")), *arguments]
+        return subprocess.run(command, env=self._environment, capture_output=True, check=False).returncode
+
     def close(self) -> None:
         """Stop it and its port mapper, and leave nothing behind."""
         self.stop()

@@ -1,0 +1,114 @@
+"""A small project that runs somewhere, and is moved as a guide in docs/moving says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+
+from celery_pgleader.config import Config
+from celery_pgleader.election.observer import observe
+from tests.support.eventually import eventually
+from tests.support.pages import named_blocks
+from tests.support.programs import Program
+
+ROOT = Path(__file__).parents[2]
+GUIDES = ROOT / "docs" / "moving"
+PATIENCE = 60.0
+RUN = re.compile(r"report ([0-9a-f-]{36})")
+# What the guides write for a reader's own.
+BROKER, DATABASE = "redis://localhost:6379/0", "postgresql://me@localhost/postgres"
+
+
+class Site:
+    """A small project that runs somewhere, and is moved."""
+
+    def __init__(self, folder: Path, database: str, broker: str, guide: str) -> None:
+        """Begin with the app of the guide from `-B`, which all guides share."""
+        self.folder = folder
+        self.database = database
+        self.guide = named_blocks(GUIDES / guide)
+        self._replaced = {BROKER: broker, DATABASE: database}
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PG", "CELERY_", "DJANGO_"))},
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        }
+        self.programs: list[Program] = []
+
+    def write(self, *code: str) -> None:
+        """Write the app, or add to it."""
+        with (self.folder / "proj.py").open("a") as file:
+            text = "\n".join(code)
+            for theirs, ours in self._replaced.items():
+                text = text.replace(theirs, ours)
+            file.write(text + "\n")
+
+    def shell(self, script: str, *codes: int) -> str:
+        """Run a step of the guide; return what it printed."""
+        result = subprocess.run(
+            ["sh", "-c", script], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode in (codes or (0,)), result
+        assert "Traceback" not in result.stderr
+        return result.stdout + result.stderr
+
+    def start(self, command: str) -> Program:
+        """Start a program, in the project's folder."""
+        number = len(self.programs)
+        words = ["sh", "-c", f"cd {self.folder} && exec {command}"]
+        self.programs.append(Program(f"program {number}", words, self.environment, self.folder))
+        return self.programs[-1]
+
+    def start_worker(self, command: str) -> Program:
+        """Start a worker, and wait until it consumes."""
+        worker = self.start(f"{command} -P solo")
+        eventually(lambda: worker.has_logged(" ready."), timeout=PATIENCE)
+        return worker
+
+    def start_workers(self) -> list[Program]:
+        """Start those of the guide."""
+        lines = self.guide["workers"].splitlines()
+        assert len(lines) > 1
+        return [self.start_worker(line) for line in lines]
+
+    def runs(self) -> list[str]:
+        """Return the task ids of all runs, by whichever worker."""
+        return [task_id for program in self.programs for task_id in RUN.findall(program.log.read_text())]
+
+    def await_runs(self, number: int) -> None:
+        """Wait for so many runs more."""
+        before = len(self.runs())
+        eventually(lambda: len(self.runs()) >= before + number, timeout=PATIENCE)
+
+    def leader(self, election: str = "proj") -> str | None:
+        """Return who leads."""
+        seats = observe(Config(database_url=self.database, election=election))
+        return next((seat.node for seat in seats if seat.role == "leader"), None)
+
+    def await_leader(self, election: str = "proj", *, other_than: str | None = None) -> str:
+        """Wait until somebody leads."""
+        eventually(lambda: self.leader(election) not in {None, other_than}, timeout=PATIENCE)
+        return str(self.leader(election))
+
+    def published(self) -> set[str]:
+        """Return the task ids of all slots that are accounted for as sent, or about to be."""
+        with psycopg.connect(self.database) as db:
+            rows = db.execute("select task_id::text from pgleader.slots where state in ('claimed', 'published')")
+            return {task_id for (task_id,) in rows.fetchall()}
+
+    def check_runs(self, before: Sequence[str]) -> None:
+        """Check that all runs but those of before were the leader's, and that none came twice."""
+        runs = self.runs()
+        assert len(runs) == len(set(runs))
+        assert set(runs) - set(before) <= self.published()
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for program in self.programs:
+            program.end()
