@@ -129,11 +129,11 @@ def happen(scene: Scene, fault: Fault, node: Node | None) -> float:
         SERVERS[fault.what](scene, left)
         for process in scene.world.processes if fault.what == "crash" else ():
             # Until it is back, and until each has heard of it.
-            process.disturbed_until = max(scene.world.now + left, process.reaches("postgres") + HEARD)
+            process.disturb(max(scene.world.now + left, process.reaches("postgres") + HEARD))
     elif node is not None and node.is_up:
         scene.world.tell(node, f"{fault.what} {fault.operation} {fault.stage}")
         if fault.what in DISTURBING and node.process is not None:
-            node.process.disturbed_until = scene.world.now + left
+            node.process.disturb(scene.world.now + left)
         NODES[fault.what](scene, node, left, fault.peer)
     return 0.0
 

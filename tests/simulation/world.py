@@ -167,6 +167,10 @@ class Process:
                 held_up += seconds
         return held_up
 
+    def disturb(self, until: float) -> None:
+        """Note that it is held up, or cut off, until then."""
+        self.disturbed_until = max(self.disturbed_until, until)
+
     def reaches(self, peer: str) -> float:
         """Return when something that is sent now arrives at a peer, or from it."""
         world = self.world
