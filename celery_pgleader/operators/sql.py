@@ -1,4 +1,4 @@
-"""Every statement that the commands send, but for those of the rooms below."""
+"""Every statement that operators send, but for those of the rooms below."""
 
 from __future__ import annotations
 
