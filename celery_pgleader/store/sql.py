@@ -445,6 +445,19 @@ update pgleader.elections set resign_at = null, resign_to = null, resign_term = 
 returning 1
 """
 
+# That the leader is there, and what it has counted since it last said so.
+REPORT = """
+with seen as (
+    update pgleader.terms set seen_at = clock_timestamp()
+     where election = %(election)s and term = %(term)s and ended_at is null
+    returning 1
+)
+insert into pgleader.counters as c (election, name, label, value)
+select %(election)s, w.* from seen, unnest(%(names)s::text[], %(labels)s::text[], %(values)s::float[]) w
+ order by 2, 3
+    on conflict (election, name, label) do update set value = c.value + excluded.value
+"""
+
 # The node's row may be looked at for a day after it was last there.
 FORGET_NODES = (
     "delete from pgleader.nodes n where n.election = %(election)s"
