@@ -109,7 +109,7 @@ def facts(config: Config, session: Session) -> Facts:
         {(name, label): value for name, label, value in counted},
         session.execute(statements.SCHEDULED, parameters).fetchall()[0],
         {channel: (count, age) for channel, count, age in session.execute(statements.BACKLOG).fetchall()},
-        {channel: count for channel, count, _ in session.execute(statements.DEAD_LETTERS).fetchall()},
+        dict(session.execute(statements.DEAD_LETTERS).fetchall()),
     )
 
 

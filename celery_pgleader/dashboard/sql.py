@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-COUNTERS = "select name, label, value from pgleader.counters where election in ('', %(election)s)"
+COUNTERS = """
+select name, label, sum(value) from pgleader.counters where election in ('', %(election)s) group by name, label
+"""
 
 # What waits, by channel, and for how long the oldest has. Of a backlog that is longer than that the oldest are counted.
 BACKLOG = """
@@ -12,9 +14,31 @@ select channel, count(*), greatest(0, extract(epoch from clock_timestamp() - min
  order by channel
 """
 
-DEAD_LETTERS = "select channel, count(*), max(died_at) from pgleader.dead_letters group by channel order by channel"
+DEAD_LETTERS = "select channel, count(*) from pgleader.dead_letters group by channel order by channel"
 
 SCHEDULED = """
 select count(*), count(*) filter (where paused_at is not null) from pgleader.entries
  where election = %(election)s and retired_at is null
+"""
+
+TERM = "select term from pgleader.elections where election = %(election)s"
+
+# The latest slots of some entries, or stretches of slots, oldest first.
+LATEST = """
+select w.entry, s.slot, s.through, s.slots, s.state, s.reason, s.term, s.settled_at
+  from unnest(%(entries)s::text[]) w(entry)
+ cross join lateral (select * from pgleader.slots s
+                      where s.election = %(election)s and s.entry = w.entry
+                      order by s.slot desc limit %(limit)s) s
+ order by w.entry, s.slot
+"""
+
+# How late slots were published, by the minute in which they were due, in seconds: on average, and the latest.
+LATENESS_BY_MINUTE = """
+select extract(epoch from date_trunc('minute', slot))::int, count(*), avg(late)::float, max(late)::float
+  from (select slot, greatest(0, extract(epoch from settled_at - slot)) as late from pgleader.slots
+         where election = %(election)s and slot > clock_timestamp() - interval '1 hour' and slot <= clock_timestamp()
+           and state = 'published' and reason is distinct from 'run-now') published
+ group by 1
+ order by 1
 """

@@ -452,10 +452,8 @@ with seen as (
      where election = %(election)s and term = %(term)s and ended_at is null
     returning 1
 )
-insert into pgleader.counters as c (election, name, label, value)
-select %(election)s, w.* from seen, unnest(%(names)s::text[], %(labels)s::text[], %(values)s::float[]) w
- order by 2, 3
-    on conflict (election, name, label) do update set value = c.value + excluded.value
+select pgleader.count(%(election)s, w.name, w.label, w.value)
+  from seen, unnest(%(names)s::text[], %(labels)s::text[], %(values)s::float[]) w(name, label, value)
 """
 
 # The node's row may be looked at for a day after it was last there.

@@ -1,19 +1,33 @@
 -- What is counted for metrics. Counters only ever rise, and what is counted is forgotten later; so they stand beside it.
 
--- What a leader did last in its term, as far as it has said: every five seconds. Null: it is of a version that does not.
+-- When a leader last said that it was there, which it does every five seconds. Null: it is of a version that does not.
 alter table pgleader.terms add column seen_at timestamptz;
 
+-- A counter is the sum of its rows. It has more than one where transactions counted at the same time: nobody waits.
 create table pgleader.counters (
+    id       bigint generated always as identity primary key,
     -- Empty: of the whole database.
     election text not null,
     name     text not null,
     -- What of it. In a histogram a bucket's upper bound in seconds, each value in one bucket, and 'sum'.
     label    text not null,
-    value    double precision not null,
-    primary key (election, name, label)
+    value    double precision not null
 ) with (fillfactor = 50);
 
--- The functions below run with the rights of whoever made them: whoever may write a slot may have it counted.
+create index counters_by_name on pgleader.counters (election, name, label);
+
+create function pgleader.count(election text, name text, label text, value double precision) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    update pgleader.counters c set value = c.value + count.value
+     where c.id = (select n.id from pgleader.counters n
+                    where n.election = count.election and n.name = count.name and n.label = count.label
+                    limit 1 for update skip locked);
+    if not found then
+        insert into pgleader.counters (election, name, label, value) values (election, name, label, value);
+    end if;
+end
+$$;
 
 create function pgleader.bucket(seconds double precision) returns text
 language sql immutable set search_path = pg_catalog, pg_temp as $$
@@ -22,33 +36,31 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
      where bound >= seconds
 $$;
 
--- The rows that are to be counted are locked in one order, whoever counts.
+-- The triggers act with the rights of whoever made them: whoever may write a slot may have it counted. Nobody else can
+-- hang them on a table.
+
 create function pgleader.count_slots() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if tg_op = 'INSERT' then
-        insert into pgleader.counters as c
-        select election, 'slots_' || state, coalesce(split_part(reason, ':', 1), ''), sum(slots)
-          from written where state <> 'claimed'
-         group by 1, 2, 3
-         order by 1, 2, 3
-            on conflict (election, name, label) do update set value = c.value + excluded.value;
+        perform pgleader.count(election, 'slots_' || state, reason, slots)
+           from (select election, state, coalesce(split_part(reason, ':', 1), '') as reason, sum(slots) as slots
+                   from written where state <> 'claimed' group by 1, 2, 3) counted;
     else
-        insert into pgleader.counters as c
-        select election, name, label, sum(value)
-          from (select w.election, 'slots_' || w.state, coalesce(split_part(w.reason, ':', 1), ''), w.slots
-                  from written w join was using (election, entry, slot)
-                 where w.state <> was.state and w.state <> 'claimed'
-                union all
-                select w.election, 'lateness', l.*
-                  from written w join was using (election, entry, slot),
-                       lateral (select greatest(0, extract(epoch from w.settled_at - w.slot))::float) late(seconds),
-                       lateral (values (pgleader.bucket(late.seconds), 1), ('sum', late.seconds)) l
-                 where was.state = 'claimed' and w.state = 'published' and w.reason is distinct from 'run-now'
-               ) counted(election, name, label, value)
-         group by 1, 2, 3
-         order by 1, 2, 3
-            on conflict (election, name, label) do update set value = c.value + excluded.value;
+        perform pgleader.count(election, name, label, value)
+           from (select election, name, label, sum(value) as value
+                   from (select w.election, 'slots_' || w.state, coalesce(split_part(w.reason, ':', 1), ''), w.slots
+                           from written w join was using (election, entry, slot)
+                          where w.state <> was.state and w.state <> 'claimed'
+                         union all
+                         select w.election, 'lateness', l.*
+                           from written w join was using (election, entry, slot),
+                                lateral (select greatest(0, extract(epoch from w.settled_at - w.slot))::float) late(s),
+                                lateral (values (pgleader.bucket(late.s), 1), ('sum', late.s)) l
+                          where was.state = 'claimed' and w.state = 'published'
+                            and w.reason is distinct from 'run-now'
+                        ) counted(election, name, label, value)
+                  group by 1, 2, 3) counted;
     end if;
     return null;
 end
@@ -63,31 +75,24 @@ create function pgleader.count_terms() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if tg_op = 'INSERT' then
-        insert into pgleader.counters as c
-        select n.election, case when o.reason = 'lost' then 'gap_failover' else 'gap_handover' end, l.*
-          from written n
-          join lateral (select * from pgleader.terms o where o.election = n.election and o.term < n.term
-                         order by o.term desc limit 1) o on o.ended_at is not null,
-               lateral (select case when o.reason = 'lost' then greatest(o.gained_at, o.seen_at)
-                                    else o.ended_at end) ending(at),
-               lateral (select greatest(0, extract(epoch from n.gained_at - ending.at))::float) gap(seconds),
-               lateral (values (pgleader.bucket(gap.seconds), 1), ('sum', gap.seconds)) l
-         order by 1, 2, 3
-            on conflict (election, name, label) do update set value = c.value + excluded.value;
+        perform pgleader.count(n.election, case o.reason when 'lost' then 'gap_failover' else 'gap_handover' end,
+                               l.label, l.value)
+           from written n
+           join lateral (select * from pgleader.terms o where o.election = n.election and o.term < n.term
+                          order by o.term desc limit 1) o on o.ended_at is not null,
+                lateral (select case o.reason when 'lost' then greatest(o.gained_at, o.seen_at)
+                                              else o.ended_at end) ending(at),
+                lateral (select greatest(0, extract(epoch from n.gained_at - ending.at))::float) gap(s),
+                lateral (values (pgleader.bucket(gap.s), 1), ('sum', gap.s)) l(label, value);
     else
-        insert into pgleader.counters as c
-        select election, 'terms_ended',
-               case when n.reason in ('lost', 'stopped', 'resigned', 'cordoned', 'on hold', 'the beat failed')
-                    then n.reason
-                    when n.reason like 'handed over to %' then 'handed over'
-                    when n.reason like 'the beat has not moved %' then 'the beat hangs'
-                    else 'other' end,
-               count(*)
-          from written n join was using (election, term)
-         where was.ended_at is null and n.ended_at is not null
-         group by 1, 2, 3
-         order by 1, 2, 3
-            on conflict (election, name, label) do update set value = c.value + excluded.value;
+        perform pgleader.count(n.election, 'terms_ended',
+                               case when n.reason in ('lost', 'stopped', 'resigned', 'cordoned', 'on hold',
+                                                      'the beat failed') then n.reason
+                                    when n.reason like 'handed over to %' then 'handed over'
+                                    when n.reason like 'the beat has not moved %' then 'the beat hangs'
+                                    else 'other' end, 1)
+           from written n join was using (election, term)
+          where was.ended_at is null and n.ended_at is not null;
     end if;
     return null;
 end
@@ -98,28 +103,27 @@ create trigger count_begun after insert on pgleader.terms
 create trigger count_ended after update on pgleader.terms
     referencing old table as was new table as written for each statement execute function pgleader.count_terms();
 
--- A notification leaves its table when it was dispatched, or became a dead letter. None is counted when it is written:
--- senders would wait for each other's transactions.
+-- A notification leaves its table when it was dispatched, or became a dead letter.
 create function pgleader.count_notifications() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    insert into pgleader.counters as c
-    select '', name, label, sum(value)
-      from (select 'notifications', case when d.id is null then 'dispatched' else 'dead' end, 1
-              from was left join pgleader.dead_letters d using (id)
-            union all
-            select 'lag', l.*
-              from was left join pgleader.dead_letters d using (id),
-                   lateral (select greatest(0, extract(epoch from clock_timestamp() - was.sent_at))::float) lag(seconds),
-                   lateral (values (pgleader.bucket(lag.seconds), 1), ('sum', lag.seconds)) l
-             where d.id is null
-           ) counted(name, label, value)
-     group by 1, 2, 3
-     order by 1, 2, 3
-        on conflict (election, name, label) do update set value = c.value + excluded.value;
+    perform pgleader.count('', name, label, value)
+       from (select name, label, sum(value) as value
+               from (select 'notifications', case when d.id is null then 'dispatched' else 'dead' end, 1
+                       from was left join pgleader.dead_letters d using (id)
+                     union all
+                     select 'lag', l.*
+                       from was left join pgleader.dead_letters d using (id),
+                            lateral (select greatest(0, extract(epoch from clock_timestamp() - was.sent_at))::float) lag(s),
+                            lateral (values (pgleader.bucket(lag.s), 1), ('sum', lag.s)) l
+                      where d.id is null
+                    ) counted(name, label, value)
+              group by 1, 2) counted;
     return null;
 end
 $$;
 
 create trigger count_gone after delete on pgleader.notifications
     referencing old table as was for each statement execute function pgleader.count_notifications();
+
+revoke execute on function pgleader.count_slots(), pgleader.count_terms(), pgleader.count_notifications() from public;
