@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,42 +22,28 @@ from psycopg.conninfo import make_conninfo
 from celery_pgleader.config import Config
 from celery_pgleader.dashboard.metrics import BOUNDS, COUNTERS, GAUGES, HISTOGRAMS, exposition, facts
 from celery_pgleader.election import Term
-from celery_pgleader.election.lock_session import LockSession
 from celery_pgleader.operators import orders
 from celery_pgleader.postgres import open_session
-from celery_pgleader.store import LEDGER_TERMS, EntryRecord, Ledger, Mailbox, Outcome, Schema, SlotRow
+from celery_pgleader.store import EntryRecord, Ledger, Mailbox, Outcome, Schema, SlotRow
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.orders import Orders
-from celery_pgleader.store.presence import Abilities, NodePresence
 from celery_pgleader.worker import tally
-from tests.support.eventually import eventually
+from tests.support.dashboard import MANY, MANY_NODES, Leading, execute
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 NOON = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 ENTRY = EntryRecord("proj.tick", "every 1 s", NOON, NOON)
 
 
-class Scraped:
+class Scraped(Leading):
     """An election, and what is scraped of it."""
 
     def __init__(self, url: str, stack: ExitStack) -> None:
         """Begin with a schema."""
-        self.config = Config(database_url=url, election="shop", ttl=2)
+        super().__init__(url, stack, "shop")
         self.stack = stack
         self.session = stack.enter_context(open_session(url, "pgleader test", unresponsive_after=5))
         Schema(self.session).ensure()
-
-    def lead(self, node: str) -> tuple[LockSession, Term]:
-        """Have a node elected."""
-        presence = NodePresence(self.config, node, Abilities())
-        session = LockSession.open(self.config, node, LEDGER_TERMS, presence)
-        self.stack.callback(session.close)
-        place = session.take_place()
-        assert place is not None
-        eventually(lambda: session.await_lock(lambda: False))
-        minted = session.mint_term(place)
-        assert minted is not None
-        return session, Term(minted[0], "shop", node, minted[1])
 
     def ledger(self, term: Term) -> Ledger:
         """Open a leader's ledger."""
@@ -356,8 +341,8 @@ def test_the_grafana_dashboard_refers_to_metrics_that_exist() -> None:
 
 def test_a_scrape_of_a_million_slots(scraped: Scraped) -> None:
     """It takes less than 50 ms."""
-    _, term = scraped.lead("celery@a")
-    fill(scraped.config.database_url, term.number)
+    scraped.lead("celery@a")
+    execute(scraped.config.database_url, *MANY, MANY_NODES)
     scraped.scrape()
     took = []
     for _ in range(7):
@@ -366,32 +351,3 @@ def test_a_scrape_of_a_million_slots(scraped: Scraped) -> None:
         took.append(time.perf_counter() - began)
     print(f"a scrape takes {min(took) * 1000:.1f} ms")
     assert min(took) < 0.05
-
-
-def fill(url: str, term: int) -> None:
-    """Write a thousand entries and a million of their slots: one each minute, up to now."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("alter table pgleader.slots disable trigger user")
-        connection.execute(
-            """
-            insert into pgleader.entries (election, entry, task, schedule, anchor, since, last_slot, next_slot)
-            select 'shop', 'entry ' || e, 'proj.tick', 'every 1 min', now() - interval '1 day',
-                   now() - interval '1 day', now(), now() + interval '1 min'
-              from generate_series(1, 1000) e
-            """
-        )
-        connection.execute(
-            """
-            insert into pgleader.slots
-                   (election, entry, slot, through, state, reason, term, claimed_at, settled_at)
-            select 'shop', 'entry ' || e, at.slot, at.slot, at.state, case when at.state = 'skipped' then 'paused' end,
-                   %s, at.slot, at.slot + interval '12 ms'
-              from (select s, date_trunc('minute', now()) - make_interval(mins => s) as slot,
-                           case when s %% 50 = 7 then 'skipped' else 'published' end as state
-                      from generate_series(0, 999) s) at,
-                   generate_series(1, 1000) e
-            """,
-            [term],
-        )
-        connection.execute("alter table pgleader.slots enable trigger user")
-        connection.execute("vacuum analyze pgleader.slots")
