@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -74,7 +75,9 @@ def serve(
         say(f"http://{name}:{listening.getsockname()[1]}/ shows election {config.election} ({config.database})")
         if not local:
             warn("whoever can reach this address can look; see the documentation for what to put in front of it")
-        server.run(sockets=[listening])
+        # Which it raises again when it has stopped.
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
 
 
 class Server(uvicorn.Server):

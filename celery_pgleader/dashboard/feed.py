@@ -64,6 +64,8 @@ class Feed:
         version = 0
         try:
             while not self._closed:
+                # Before, so that what changes while an event is on its way is seen after it.
+                bell.clear()
                 now = state()
                 if now.version != version:
                     version = now.version
@@ -72,7 +74,6 @@ class Feed:
                     changed = {name: part for name, part in parts.items() if sent.get(name) != part}
                     sent = dict(parts)
                     yield f"data: {json.dumps({**seen, 'parts': changed})}\n\n"
-                bell.clear()
                 try:
                     await asyncio.wait_for(bell.wait(), heartbeat)
                 except (TimeoutError, asyncio.TimeoutError):

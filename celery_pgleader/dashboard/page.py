@@ -132,7 +132,7 @@ class Page:
             "pager",
             shown.pager(
                 first + 1 if entries else 0,
-                first + len(entries),
+                first + len(entries) if entries else 0,
                 len(found),
                 _link(view, page=view.page - 1) if view.page > 1 else "",
                 _link(view, page=view.page + 1) if view.page < pages else "",

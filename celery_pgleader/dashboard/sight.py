@@ -244,6 +244,18 @@ def lateness_by_minute(config: Config, session: Session) -> list[tuple[int, int,
     return session.execute(statements.LATENESS_BY_MINUTE, {"election": config.election}).fetchall()
 
 
+def waiting(_config: Config, session: Session) -> tuple[datetime, int, float]:
+    """Return the present, how many notifications wait, and seconds for which the oldest has.
+
+    Raises:
+        psycopg.Error: the database could not be asked.
+
+    """
+    now = session.execute(operators_statements.NOW).fetchall()[0][0]
+    backlog = session.execute(statements.BACKLOG).fetchall()
+    return now, sum(count for _, count, _ in backlog), max((age for _, _, age in backlog), default=0.0)
+
+
 def pulse(config: Config, session: Session) -> object:
     """Return what changes when the lead does, for next to nothing.
 

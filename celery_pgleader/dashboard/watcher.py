@@ -1,4 +1,4 @@
-"""Looks at the election while somebody looks at the page: once for all of them."""
+"""Looks at the election while somebody looks at the page, once for all of them; otherwise at what waits only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
@@ -64,7 +65,7 @@ class State:
 
 
 class Watcher:
-    """Looks, in a thread of its own, for as long as there are viewers; tells them of each change."""
+    """Looks, in a thread of its own, and tells those who look at the page of each change."""
 
     def __init__(
         self,
@@ -124,27 +125,30 @@ class Watcher:
     def glance(self, view: View) -> State:
         """Return what is known now, having looked if that is old, or if it lacks some of a view."""
         with self._turn:
-            state = self.state
-            sight = state.sight
+            sight = self.state.sight
             fresh = sight is not None and self._clock() - self._looked_at < FRESH
             if not fresh or any(e.name not in sight.strips for e in view.on_page(sight.entries, sight.now)):  # type: ignore[union-attr]  # it is there
-                self._look({*self._views, view})
+                # What is drawn over an hour can wait until the page is there.
+                self._look({*self._views, view}, draw=False)
             return self.state
 
     def turn(self) -> None:
         """Do what is to be done now."""
         with self._turn:
             now = self._clock()
-            if now >= self._look_at or self._has_changed():
+            if not self._views:
+                self._sample()
+            elif now >= self._look_at or self._has_changed():
                 self._look({*self._views})
+
+    def _sample(self) -> None:
+        with suppress(psycopg.Error):
+            self._note(*self._source.ask(sights.waiting))
 
     def _run(self) -> None:
         while not self._stopping:
-            if self._views:
-                self.turn()
-                self._bell.wait(PULSE_EVERY)
-            else:
-                self._bell.wait()
+            self.turn()
+            self._bell.wait(PULSE_EVERY if self._views else SERIES_EVERY)
             self._bell.clear()
 
     def _has_changed(self) -> bool:
@@ -155,14 +159,14 @@ class Watcher:
             return True
         return pulse != self._pulse
 
-    def _look(self, views: set[View]) -> None:
+    def _look(self, views: set[View], *, draw: bool = True) -> None:
         began = self._clock()
         state = self.state
         try:
             # Before, so that what changes in between is seen next time.
             self._pulse = self._source.ask(sights.pulse)
             sight = self._source.ask(lambda config, session: sights.see(config, session, views))
-            series = self._draw(sight, began)
+            series = self._draw(sight, began) if draw else state.series
         except psycopg.Error as error:
             if state.away_since is None:
                 logger.warning("pgleader: cannot ask %s: %s", self._config.database, first_line(error))
@@ -182,7 +186,10 @@ class Watcher:
         if now < self._series_at:
             return self.state.series
         self._series_at = now + SERIES_EVERY
-        self._backlog.append((round(sight.now.timestamp()), sight.waiting, sight.oldest))
+        self._note(sight.now, sight.waiting, sight.oldest)
         if sight.overview.schema is None:
             return Series((), tuple(self._backlog))
         return Series(self._source.ask(sights.lateness_by_minute), tuple(self._backlog))
+
+    def _note(self, now: datetime, waiting: int, oldest: float) -> None:
+        self._backlog.append((round(now.timestamp()), waiting, oldest))

@@ -107,17 +107,19 @@ def test_orders(workers: Workers, dashboard: Dashboard, browser: Browser) -> Non
         assert page.get_by_role("button", name="Run now").count() == 0
         sign_in(page, dashboard)
         page.get_by_role("button", name="Run now tick").click()
-        expect(page.locator(".banner")).to_contain_text("tick was published, as task")
+        expect(page.locator(".banner[role=status]")).to_contain_text("tick was published, as task")
         page.get_by_text("Pause the schedule").first.click()
         page.get_by_role("button", name="Pause the schedule").click()
         expect(page.locator("#banners")).to_contain_text("The schedule is paused")
         page.locator("summary", has_text="Resume").click()
         page.get_by_role("button", name="Resume").click()
-        expect(page.locator(".banner")).to_contain_text("the schedule goes on")
+        expect(page.locator(".banner[role=status]")).to_contain_text("the schedule goes on")
         page.locator("summary", has_text="Hand the lead over").click()
         page.get_by_label("Who is to lead").select_option(other.node)
         page.get_by_role("button", name="Hand the lead over").click()
-        expect(page.locator(".banner")).to_contain_text(f"{other.node} leads, term 2", timeout=PATIENCE * 1000)
+        expect(page.locator(".banner[role=status]")).to_contain_text(
+            f"{other.node} leads, term 2", timeout=PATIENCE * 1000
+        )
         await_who(page, other.node)
         page.locator("summary", has_text="Hand the lead over").click()
         assert violations(page) == []
@@ -206,6 +208,7 @@ def test_postgres_away(tmp_path: Path, valkey: str, own_postgres: EmbeddedPostgr
     """The page stays, says since when, and goes on by itself; also one that is opened meanwhile."""
     with ExitStack() as stack:
         workers = Workers(tmp_path, own_postgres.url(), valkey)
+        workers.environment["PGLEADER_TTL"] = "60"
         stack.callback(workers.end)
         prepare(own_postgres.url())
         leading = Leading(own_postgres.url(), stack, "proj")

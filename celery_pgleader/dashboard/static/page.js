@@ -119,19 +119,22 @@ function draw({ lateness, backlog }) {
       { s: { distr: 3 } },
       [{ scale: "s", filter: decades, grid: { stroke: colour("--line"), width: 1, filter: decades }, values: (_, at) => at.map((value) => (value === null ? "" : seconds(value))) }],
     ));
-  plot("backlog", backlog.length > 1 ? [backlog.map((row) => row[0]), backlog.map((row) => row[1])] : null, (element) =>
+  plot("backlog", backlog.length > 1 ? [backlog.map((row) => row[0]), backlog.map((row) => row[1]), backlog.map((row) => row[2])] : null, (element) =>
     options(
       element,
-      [{ label: "waiting", stroke: colour("--accent"), fill: colour("--accent-soft"), width: 2, scale: "n", points: { show: false } }],
-      { n: { range: (_, least, most) => [0, Math.max(5, most * 1.1)] } },
-      [{ scale: "n" }],
+      [
+        { label: "waiting", stroke: colour("--accent"), fill: colour("--accent-soft"), width: 2, scale: "n", points: { show: false } },
+        { label: "the oldest for", stroke: colour("--late"), width: 2, scale: "s", points: { show: false } },
+      ],
+      { n: { range: (_, least, most) => [0, Math.max(5, most * 1.1)] }, s: { range: (_, least, most) => [0, Math.max(1, most * 1.1)] } },
+      [{ scale: "n", size: 44 }, { scale: "s", side: 1, grid: { show: false }, values: (_, at) => at.map((value) => (value === null ? "" : seconds(value))) }],
     ));
 }
 
 function plot(name, data, make) {
   const element = document.getElementById(name);
   if (!data) {
-    if (!charts[name]) element.textContent = name === "lateness" ? "No slot was published in the last hour." : "Drawn from now on, while somebody looks.";
+    if (!charts[name]) element.textContent = name === "lateness" ? "No slot was published in the last hour." : "Drawn from when the dashboard was started.";
     return;
   }
   charts[name] ??= { chart: null, make };
