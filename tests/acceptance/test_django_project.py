@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from celery_pgleader.postgres import open_session
 from celery_pgleader.store import Schema
 from celery_pgleader.store.schema import LOCK_CLASSID, migrations
+from tests.support.dashboard import serving
 from tests.support.eventually import eventually
 from tests.support.pages import blocks_of
 
@@ -112,6 +113,14 @@ class Project:
 def project(tmp_path: Path, database: str) -> Project:
     """Give a project with one database, in which there is nothing yet."""
     return Project(tmp_path, database, "memory://")
+
+
+def test_the_dashboard(project: Project) -> None:
+    """It knows where the ledger is as the workers do."""
+    project.shell(PAGE["migrate"])
+    with serving("shop", project.environment, project.folder) as dashboard:
+        assert "nobody has led yet" in dashboard.get("/")
+        assert 'pgleader_up{election="shop"} 1.0' in dashboard.get("/metrics")
 
 
 @pytest.fixture
