@@ -28,6 +28,7 @@ FRESH = 1.0
 # Looking takes no more than this share of the time, however much there is to see.
 SHARE = 0.1
 HOUR = 3600.0
+STOP_PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Watcher:
         self._clock = clock
         self.state = State()
         self._turn = threading.Lock()
+        self._counting = threading.Lock()
         self._views: Counter[View] = Counter()
         self._bell = threading.Event()
         self._stopping = False
@@ -107,39 +109,50 @@ class Watcher:
         self._stopping = True
         self._bell.set()
         if self._thread is not None:
-            self._thread.join(sights.ON_TIME)
+            self._thread.join(STOP_PATIENCE)
 
     def enter(self, view: View) -> None:
-        """Have somebody look at a view."""
-        with self._turn:
+        """Have somebody look at a view. Never waits for the database."""
+        with self._counting:
             self._views[view] += 1
-            self._look_at = -HOUR
+        self._look_at = -HOUR
         self._bell.set()
 
     def leave(self, view: View) -> None:
         """Have them look no more."""
-        with self._turn:
+        with self._counting:
             self._views[view] -= 1
             self._views += Counter()
 
     def glance(self, view: View) -> State:
         """Return what is known now, having looked if that is old, or if it lacks some of a view."""
         with self._turn:
-            sight = self.state.sight
-            fresh = sight is not None and self._clock() - self._looked_at < FRESH
-            if not fresh or any(e.name not in sight.strips for e in view.on_page(sight.entries, sight.now)):  # type: ignore[union-attr]  # it is there
+            if self._clock() - self._looked_at >= FRESH or self._lacks(view):
                 # What is drawn over an hour can wait until the page is there.
-                self._look({*self._views, view}, draw=False)
+                self._look({*self._in_view(), view}, draw=False)
             return self.state
 
     def turn(self) -> None:
         """Do what is to be done now."""
         with self._turn:
             now = self._clock()
-            if not self._views:
+            views = self._in_view()
+            if not views:
                 self._sample()
             elif now >= self._look_at or self._has_changed():
-                self._look({*self._views})
+                self._look(views)
+
+    def _in_view(self) -> set[View]:
+        with self._counting:
+            return {*self._views}
+
+    def _lacks(self, view: View) -> bool:
+        sight = self.state.sight
+        return (
+            sight is not None
+            and self.state.away_since is None
+            and any(entry.name not in sight.strips for entry in view.on_page(sight.entries, sight.now))
+        )
 
     def _sample(self) -> None:
         with suppress(psycopg.Error):
@@ -147,7 +160,11 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._stopping:
-            self.turn()
+            try:
+                self.turn()
+            except Exception:
+                # A bug; who looks is to see what comes next all the same.
+                logger.exception("pgleader: the dashboard could not look")
             self._bell.wait(PULSE_EVERY if self._views else SERIES_EVERY)
             self._bell.clear()
 

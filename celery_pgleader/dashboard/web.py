@@ -150,6 +150,8 @@ class Dashboard:
         )
 
     async def _stream(self, view: View) -> AsyncIterator[str]:
+        # So that all of the view is there when the first event is sent.
+        await run_in_threadpool(self.watcher.glance, view)
         self.watcher.enter(view)
         try:
             async for event in self.feed.stream(lambda: self.watcher.state, functools.partial(self._seen, view=view)):
