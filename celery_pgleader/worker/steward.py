@@ -80,7 +80,6 @@ class Steward:
     def _heed(self, orders: Orders, term: Term, ended: Ending) -> None:
         since, forgotten = self._clock(), False
         while not ended.is_set():
-            self._report(orders)
             order = orders.read()
             if order.cordoned:
                 self._resign("cordoned")
@@ -94,6 +93,7 @@ class Steward:
             if not forgotten:
                 orders.forget_nodes()
                 forgotten = True
+            self._report(orders)
             if self._wait(orders, min(LOOK_EVERY, order.resign_in or LOOK_EVERY), ended):
                 self._look()
 

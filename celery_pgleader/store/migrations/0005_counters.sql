@@ -1,4 +1,4 @@
--- What is counted for metrics. Counters only ever rise, and what is counted is forgotten later; so they stand beside it.
+-- What is counted for metrics. Counters only rise, and what is counted is forgotten later; so they stand beside it.
 
 -- When a leader last said that it was there, which it does every five seconds. Null: it is of a version that does not.
 alter table pgleader.terms add column seen_at timestamptz;
@@ -29,11 +29,15 @@ begin
 end
 $$;
 
+-- The least bound that is no less. Without a search_path of its own, so that Postgres puts it in place of its call.
 create function pgleader.bucket(seconds double precision) returns text
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select coalesce(min(bound)::text, '+Inf')
-      from unnest('{0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,3600}'::numeric[]) bound
-     where bound >= seconds
+language sql immutable as $$
+    select (pg_catalog.string_to_array('0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10,30,60,300,3600,+Inf', ','))[
+        16 - pg_catalog.width_bucket(
+            -seconds,
+            '{-3600,-300,-60,-30,-10,-5,-2.5,-1,-0.5,-0.25,-0.1,-0.05,-0.025,-0.01,-0.005}'::pg_catalog.float8[]
+        )
+    ]
 $$;
 
 -- The triggers act with the rights of whoever made them: whoever may write a slot may have it counted. Nobody else can
@@ -47,20 +51,23 @@ begin
            from (select election, state, coalesce(split_part(reason, ':', 1), '') as reason, sum(slots) as slots
                    from written where state <> 'claimed' group by 1, 2, 3) counted;
     else
-        perform pgleader.count(election, name, label, value)
-           from (select election, name, label, sum(value) as value
-                   from (select w.election, 'slots_' || w.state, coalesce(split_part(w.reason, ':', 1), ''), w.slots
-                           from written w join was using (election, entry, slot)
-                          where w.state <> was.state and w.state <> 'claimed'
+        -- What came to an end: those that have it now, less those that had it before.
+        perform pgleader.count(election, 'slots_' || state, reason, slots)
+           from (select election, state, coalesce(split_part(reason, ':', 1), '') as reason, sum(slots) as slots
+                   from (select election, state, reason, slots from written
                          union all
-                         select w.election, 'lateness', l.*
-                           from written w join was using (election, entry, slot),
-                                lateral (select greatest(0, extract(epoch from w.settled_at - w.slot))::float) late(s),
-                                lateral (values (pgleader.bucket(late.s), 1), ('sum', late.s)) l
-                          where was.state = 'claimed' and w.state = 'published'
-                            and w.reason is distinct from 'run-now'
-                        ) counted(election, name, label, value)
-                  group by 1, 2, 3) counted;
+                         select election, state, reason, -slots from was) both_of
+                  where state <> 'claimed' group by 1, 2, 3 having sum(slots) > 0) counted;
+        perform pgleader.count(election, 'lateness', label, value)
+           from (select election, label, sum(value) as value
+                   from (select election, 1 as sign, extract(epoch from settled_at - slot)::float as late
+                           from written where state = 'published' and reason is distinct from 'run-now'
+                         union all
+                         select election, -1, extract(epoch from settled_at - slot)::float
+                           from was where state = 'published' and reason is distinct from 'run-now') both_of,
+                        lateral (values (pgleader.bucket(late), sign::float),
+                                        ('sum', sign * greatest(0, late))) l(label, value)
+                  group by 1, 2 having sum(value) > 0) counted;
     end if;
     return null;
 end
@@ -114,7 +121,7 @@ begin
                      union all
                      select 'lag', l.*
                        from was left join pgleader.dead_letters d using (id),
-                            lateral (select greatest(0, extract(epoch from clock_timestamp() - was.sent_at))::float) lag(s),
+                            lateral (select greatest(0, extract(epoch from clock_timestamp() - sent_at))::float) lag(s),
                             lateral (values (pgleader.bucket(lag.s), 1), ('sum', lag.s)) l
                       where d.id is null
                     ) counted(name, label, value)
