@@ -418,7 +418,7 @@ def test_a_thousand_entries_and_a_million_slots(
         workers.environment |= {"PGLEADER_ELECTION": "shop"}
         dashboard = stack.enter_context(serving(APP, workers.environment, tmp_path))
         painted = []
-        for _ in range(3):
+        for _ in range(5):
             with looking(browser, dashboard.url, **DESK) as page:
                 expect(page.locator("#live")).to_have_text("live", timeout=PATIENCE * 1000)
                 painted.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
@@ -426,7 +426,8 @@ def test_a_thousand_entries_and_a_million_slots(
                 assert page.locator("#entries tr").count() == 50
                 expect(page.locator("#pager")).to_contain_text("1 to 50 of 1000")
         scraped = []
-        for _ in range(5):
+        # The quickest of many: others use the machine, too.
+        for _ in range(40):
             began = time.perf_counter()
             dashboard.get("/metrics")
             scraped.append(time.perf_counter() - began)

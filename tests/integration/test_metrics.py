@@ -345,7 +345,8 @@ def test_a_scrape_of_a_million_slots(scraped: Scraped) -> None:
     execute(scraped.config.database_url, *MANY, MANY_NODES)
     scraped.scrape()
     took = []
-    for _ in range(7):
+    # The quickest of many: others use the machine, too.
+    for _ in range(40):
         began = time.perf_counter()
         exposition("shop", facts(scraped.config, scraped.session))
         took.append(time.perf_counter() - began)

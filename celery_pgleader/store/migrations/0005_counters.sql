@@ -121,7 +121,7 @@ begin
                      union all
                      select 'lag', l.*
                        from was left join pgleader.dead_letters d using (id),
-                            lateral (select greatest(0, extract(epoch from clock_timestamp() - sent_at))::float) lag(s),
+                            lateral (select greatest(0, extract(epoch from clock_timestamp() - was.sent_at))) lag(s),
                             lateral (values (pgleader.bucket(lag.s), 1), ('sum', lag.s)) l
                       where d.id is null
                     ) counted(name, label, value)
