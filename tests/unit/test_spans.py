@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.beat import ScheduleEntry
+from celery.schedules import schedule
 from celery.signals import before_task_publish
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -20,10 +23,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from celery_pgleader import spans
 from celery_pgleader.beat.publisher import Dispatch, Publisher
+from celery_pgleader.beat.slot_keeper import SlotKeeper
 from celery_pgleader.channels import read_channels
+from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.payload import Notification
+from tests.unit.test_relay import Desk, make
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
@@ -92,6 +98,44 @@ def test_the_publisher(exported: InMemorySpanExporter, app: Celery) -> None:
     assert published.attributes == {"pgleader.entry": "tick", "pgleader.slot": "2026-11-24T12:01:00+00:00"}
 
 
+class FakeLedger:
+    """Accepts every claim."""
+
+    def entries(self) -> dict[str, Any]:
+        return {}
+
+    def claimed(self) -> list[Any]:
+        return []
+
+    def register(self, entries: Any) -> None:
+        self.registered = entries
+
+    def claim(self, rows: Any, records: Any) -> set[str]:
+        return {row.entry for row in rows}
+
+
+def test_a_claim_is_the_cause_of_its_publications(exported: InMemorySpanExporter, app: Celery) -> None:
+    """Of all slots that were claimed together."""
+    now = [NOON]
+    put: list[Dispatch] = []
+    publisher = SimpleNamespace(put=put.append)
+    config = Config(database_url="host=db", election="shop")
+    keeper = SlotKeeper(config, Term(7, "shop", "a", 1), FakeLedger(), publisher, lambda: now[0])  # type: ignore[arg-type]  # stand-ins
+    entries = {
+        name: ScheduleEntry(name, "proj.tick", NOON, schedule=schedule(60.0, app=app), app=app)
+        for name in ("one", "two")
+    }
+    keeper.recover(entries.get)
+    keeper.meet(entries)
+    now[0] = NOON + timedelta(seconds=61)
+    for name, claims in keeper.claim(entries.values()).items():
+        for claim in claims:
+            keeper.publish(entries[name], claim)
+    (span,) = exported.get_finished_spans()
+    assert span.attributes == {"pgleader.election": "shop", "pgleader.term": 7, "pgleader.slots": 2}
+    assert [dispatch.cause for dispatch in put] == [span.context, span.context]
+
+
 def test_a_raw_notification(exported: InMemorySpanExporter, app: Celery) -> None:
     """Its tasks belong to one span."""
     sent: list[dict[str, Any]] = []
@@ -109,6 +153,24 @@ def test_a_raw_notification(exported: InMemorySpanExporter, app: Celery) -> None
     assert dispatch.attributes == {"pgleader.channel": "orders", "pgleader.term": 7}
     assert {trace_of(headers) for headers in sent} == {(dispatch.context.trace_id, dispatch.context.span_id)}
     assert len(sent) == 2
+
+
+def test_a_durable_notification(exported: InMemorySpanExporter) -> None:
+    """Each is a span, which says if it failed."""
+    desk = Desk(make(1), make(2, payload='"bad"'))
+    sent: list[dict[str, Any]] = []
+    send = desk.task.apply_async
+
+    def note(args: Any, **options: Any) -> None:
+        sent.append(options["headers"])
+        send(args, **options)
+
+    desk.task.apply_async = note
+    desk.turn()
+    one, two = exported.get_finished_spans()
+    assert one.attributes == {"pgleader.channel": "orders", "pgleader.notification": 1, "pgleader.term": 7}
+    assert trace_of(sent[0]) == (one.context.trace_id, one.context.span_id)
+    assert two.status.status_code is trace.StatusCode.ERROR
 
 
 def test_without_the_api() -> None:
