@@ -40,6 +40,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=3, help="how many workers [3]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary to this file")
     parser.add_argument("--no-live", dest="live", action="store_false", help="plain lines, also in a terminal")
+    parser.add_argument("--dashboard", action="store_true", help="serve the dashboard meanwhile, and print its address")
     options = parser.parse_args()
     if options.seconds < MIN_SECONDS:
         parser.error(f"--seconds: at least {MIN_SECONDS:.0f}, or no leader could be replaced")
@@ -64,7 +65,7 @@ def _run(options: argparse.Namespace, view: View, interrupts: Interrupts) -> int
         demo = Demo(postgres.url("postgres"), valkey.url, folder, view, interrupts)
         stack.callback(demo.close)
         try:
-            summary, shortcomings = demo.run(options.workers, options.seconds)
+            summary, shortcomings = demo.run(options.workers, options.seconds, dashboard=options.dashboard)
         except DemoError as failure:
             view.say(f"{demo.cluster.last_words()}\nFAILED: {failure}")
             return 1

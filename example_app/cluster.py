@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from example_app.servers import dies_with_parent
+from example_app.waiting import wait_until
 
 REPOSITORY = Path(__file__).parent.parent
 STOP_TIMEOUT = 10.0
@@ -60,6 +62,7 @@ class Cluster:
         # A killed worker leaves temporary files behind; here they go with the folder.
         self._env = {**os.environ, **env, "PYTHONPATH": python_path, "TMPDIR": str(folder)}
         self._customers: subprocess.Popen[bytes] | None = None
+        self._dashboard: subprocess.Popen[bytes] | None = None
         self.workers: list[Worker] = []
 
     def start_workers(self, count: int) -> None:
@@ -85,6 +88,19 @@ class Cluster:
         """Open the shop."""
         self._customers = self._start("customers", [sys.executable, "-m", "example_app.customers"])
 
+    def start_dashboard(self) -> str | None:
+        """Serve the dashboard; return its address, or none if it could not be started."""
+        command = [sys.executable, "-m", "celery", "-A", "example_app.shop", "pgleader", "dashboard"]
+        self._dashboard = dashboard = self._start("dashboard", [*command, "--bind", "127.0.0.1:0"])
+        log = self._folder / "dashboard.log"
+
+        def address() -> str | None:
+            found = re.search(r"http://\S+", log.read_text())
+            return found[0] if found else None
+
+        wait_until(lambda: address() or dashboard.poll() is not None, STOP_TIMEOUT)
+        return address()
+
     def stop_customers(self) -> bool:
         """Close the shop; tell whether the customers behaved until then."""
         customers, self._customers = self._customers, None
@@ -101,7 +117,7 @@ class Cluster:
     def kill(self) -> None:
         """End everything at once."""
         processes = [worker.process for worker in self.workers]
-        _stop([*processes, *filter(None, [self._customers])], 0)
+        _stop([*processes, *filter(None, [self._customers, self._dashboard])], 0)
 
     def last_words(self, lines: int = 5) -> str:
         """Return the end of each log."""

@@ -86,12 +86,13 @@ class Demo:
         self._seconds = 0.0
         self._redraw_at = 0.0
 
-    def run(self, workers: int, seconds: float) -> tuple[Summary, list[str]]:
+    def run(self, workers: int, seconds: float, *, dashboard: bool = False) -> tuple[Summary, list[str]]:
         """Run the demo.
 
         Args:
             workers: how many.
             seconds: how long the shop is open; starting and stopping come on top.
+            dashboard: whether to serve the dashboard meanwhile.
 
         Returns:
             The summary, and what speaks against "the leader changed and work went on".
@@ -101,6 +102,11 @@ class Demo:
 
         """
         self._db.execute(SCHEMA.read_text().encode())
+        if dashboard:
+            address = self.cluster.start_dashboard()
+            if address is None:
+                raise DemoError("the dashboard could not be started")
+            self._view.say(f"the dashboard: {address}")
         self.cluster.start_workers(workers)
         self._view.say(f"started {workers} workers: celery -A example_app.shop worker --pgleader")
         self._wait_for_fleet(workers)

@@ -20,6 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pg-bin", metavar="DIR", type=Path, help="programs of the Postgres to test with [those of the wheel]"
     )
     parser.addoption(
+        "--images", metavar="DIR", type=Path, help="write the pictures of the documentation here, such as docs/images"
+    )
+    parser.addoption(
         "--plant", metavar="BUG", help="plant a bug, of tests/simulation/planted.py; some test has to fail"
     )
 

@@ -18,6 +18,7 @@ from celery_pgleader.beat.slot_keeper import LedgerAway, SlotKeeper, TermOver
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
 from celery_pgleader.errors import refused
+from celery_pgleader.spans import carry
 from celery_pgleader.store import Ledger, Outcome
 from celery_pgleader.threads import Ending
 
@@ -232,6 +233,7 @@ class TermBeat:
         self._last_trouble = trouble
 
     def _send(self, entry: Any, producer: Any) -> None:
+        carry(entry.options["headers"])
         self._scheduler.send(entry, producer)
 
     def _settled(self, outcome: Outcome) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
+from celery_pgleader.spans import span
 from celery_pgleader.store import Outcome
 
 logger = get_logger(__name__)
@@ -32,6 +33,7 @@ class Dispatch:
         expires_at: seconds since the epoch after which it is too late.
         older_are: what an older slot of the same entry that still waits is skipped as; none if it is published, too.
         refusals: how often the broker was there and would not take it.
+        cause: the span in which it was claimed, if there was one.
 
     """
 
@@ -41,6 +43,7 @@ class Dispatch:
     expires_at: float
     older_are: str | None
     refusals: int = 0
+    cause: Any = None
 
     @property
     def key(self) -> tuple[str, datetime]:
@@ -136,7 +139,9 @@ class Publisher:
         try:
             if self._producer is None:
                 self._connect()
-            self._send(dispatch.entry, self._producer)
+            attributes = {"entry": dispatch.name, "slot": dispatch.slot.isoformat()}
+            with span("publish", attributes, sends=True, cause=dispatch.cause):
+                self._send(dispatch.entry, self._producer)
         except Exception as error:  # noqa: BLE001 - an entry may fail in any way
             self._failed(dispatch, error)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.policies import Overlap, policy_of
 from celery_pgleader.slot import HEADER, Slot
+from celery_pgleader.spans import span
 from celery_pgleader.store import EntryRecord, Ledger, Outcome, SlotRow, Superseded
 
 logger = get_logger(__name__)
@@ -63,11 +64,13 @@ class Claim:
     Attributes:
         slot: the slot.
         term: the term in which it was claimed.
+        cause: the span in which it was, if there was one.
 
     """
 
     slot: datetime
     term: int
+    cause: Any = field(default=None, compare=False, repr=False)
 
 
 class SlotKeeper:
@@ -223,15 +226,20 @@ class SlotKeeper:
                 records[name] = replace(record, last_slot=last, next_slot=first_after(due, last))
         self._leave_out_overlaps(decided)
         rows = [self._row(name, stretch) for name, stretches in decided.items() for stretch in stretches]
-        accepted = self._ask(lambda: self._ledger.claim(rows, records)) if rows else set()
+        accepted, cause = self._write_claims(rows, records) if rows else (set(), None)
         refused = {name for name, stretches in decided.items() if stretches} - accepted
         claims = {}
         for name in decided.keys() - refused:
             stretches = decided[name]
             if stretches:
                 self._records[name] = records[name]
-            claims[name] = [Claim(s.first, self._term.number) for s in stretches if s.state == "claimed"]
+            claims[name] = [Claim(s.first, self._term.number, cause) for s in stretches if s.state == "claimed"]
         return claims, refused
+
+    def _write_claims(self, rows: list[SlotRow], records: Mapping[str, EntryRecord]) -> tuple[set[str], Any]:
+        attributes = {"election": self._config.election, "term": self._term.number, "slots": len(rows)}
+        with span("claim", attributes) as cause:
+            return self._ask(lambda: self._ledger.claim(rows, records)), cause
 
     def _due(self, entry: Any, record: EntryRecord, now: datetime, *, whatever_is_due: bool) -> Due:
         try:
@@ -286,6 +294,7 @@ class SlotKeeper:
                 sent,
                 expires_at=claim.slot.timestamp() + policy.grace,
                 older_are=OLDER_ARE.get(policy.misfire),
+                cause=claim.cause,
             )
         )
 

@@ -9,8 +9,9 @@ import click
 from celery.utils.nodenames import default_nodename
 
 from celery_pgleader.cli.database import Unavailable, asking, config_of
-from celery_pgleader.cli.output import duration, show_json
-from celery_pgleader.cli.overview import Overview, look
+from celery_pgleader.cli.output import show_json
+from celery_pgleader.operators.overview import Overview, look
+from celery_pgleader.operators.words import duration
 
 EX_NOT_SO = 2
 # A leader that has not come to a slot for so many seconds has stalled: half of what the watchdog waits.

@@ -17,11 +17,11 @@ node = click.argument("node")
 entry = click.argument("entry")
 
 
-def command(name: str) -> Callable[[Function], click.Command]:
-    """Make a command that can also print JSON."""
+def command(name: str, *, as_json: bool = True) -> Callable[[Function], click.Command]:
+    """Make a command; one that can also print JSON, unless it is said not to."""
 
     def make(function: Function) -> click.Command:
-        function = json_option(function)
+        function = json_option(function) if as_json else function
         made = click.command(name, cls=CeleryCommand)(click.pass_context(handle_preload_options(function)))
         OPERATORS_COMMANDS.append(made)
         return made
@@ -205,3 +205,23 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from celery_pgleader.cli.doctor import run_doctor  # noqa: PLC0415 - psycopg only where it is used
 
     ctx.exit(run_doctor(ctx.obj.app, as_json=as_json))
+
+
+@command("dashboard", as_json=False)
+@click.option("--bind", metavar="ADDRESS:PORT", default="127.0.0.1:5556", show_default=True, help="Where to listen.")
+@click.option(
+    "--allow-actions", is_flag=True, help="Let those who have the token hand over, pause, resume and run now."
+)
+@click.option(
+    "--token",
+    envvar="PGLEADER_DASHBOARD_TOKEN",
+    help="What they have to give. Prefer PGLEADER_DASHBOARD_TOKEN: a command line can be read by others.",
+)
+def dashboard(ctx: click.Context, bind: str, allow_actions: bool, token: str | None) -> None:
+    """Serve a page that shows the election live, and metrics for Prometheus at /metrics.
+
+    Needs the extra: pip install 'celery-pgleader[dashboard]'.
+    """
+    from celery_pgleader.cli.dashboard import run_dashboard  # noqa: PLC0415 - what it needs, only where it is used
+
+    run_dashboard(ctx.obj.app, bind, allow_actions=allow_actions, token=token)

@@ -12,6 +12,7 @@ from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, UndefinedCo
 
 from celery_pgleader.config import Config
 from celery_pgleader.errors import ConfigurationError
+from celery_pgleader.operators.words import first_line
 from celery_pgleader.postgres import Session, open_session
 
 EX_UNAVAILABLE, EX_NOPERM = 69, 77
@@ -64,8 +65,3 @@ def asking(app: Any, *, pooled: bool = False, patience: float | None = None) -> 
         raise Unavailable(f"{first_line(error)}; has `pgleader migrate` been run?") from error
     except Error as error:
         raise Unavailable(f"cannot ask {config.database}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

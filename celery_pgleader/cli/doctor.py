@@ -14,14 +14,15 @@ from kombu.exceptions import OperationalError
 from psycopg.errors import InsufficientPrivilege
 
 from celery_pgleader.beat.leader_beat import TOLERATED_SKEW, scheduler_class
-from celery_pgleader.cli import sql as statements
-from celery_pgleader.cli.database import asking, config_of, first_line
+from celery_pgleader.cli.database import asking, config_of
 from celery_pgleader.cli.output import show_json, show_text, wrapped
-from celery_pgleader.cli.overview import Overview, look
 from celery_pgleader.config import Config
 from celery_pgleader.election.lock_key import leader_key
 from celery_pgleader.election.lock_session import MAX_SLICE, OLDEST_VERSION
 from celery_pgleader.notifications.registry import routes
+from celery_pgleader.operators import sql as statements
+from celery_pgleader.operators.overview import Overview, look
+from celery_pgleader.operators.words import first_line
 from celery_pgleader.postgres import Session, SessionShared, open_session
 from celery_pgleader.store import Schema
 from celery_pgleader.store import sql as store_statements

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from enum import Enum
 
-from celery_pgleader.cli.output import duration, moment
+from celery_pgleader.operators.words import duration, moment
 from celery_pgleader.policies import Misfire, Policy
 
 # Seconds after its slot within which an entry is published on time.

@@ -2,218 +2,109 @@
 
 from __future__ import annotations
 
-import difflib
-import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
 import click
 
-from celery_pgleader.beat.slots import task_id_of
-from celery_pgleader.cli import sql as statements
 from celery_pgleader.cli.database import Unavailable, asking, config_of
-from celery_pgleader.cli.output import duration, moment, say
-from celery_pgleader.cli.overview import Overview, look
+from celery_pgleader.cli.output import say
 from celery_pgleader.cli.times import read_time
 from celery_pgleader.config import Config
+from celery_pgleader.operators import orders
+from celery_pgleader.operators.orders import Done, NotDone, Refused
+from celery_pgleader.operators.words import moment
 from celery_pgleader.postgres import Session
-
-GLANCE = 0.02
-PUBLISHED_WITHIN = 5.0
 
 
 def resign(app: Any, to: str | None, *, as_json: bool) -> None:
     """Have the leader hand over, and wait until it has."""
-    config = config_of(app)
-    with asking(app, pooled=True) as session:
-        overview = _led(config, session)
-        if overview.held_at is not None:
-            raise click.ClickException("the election is held, so nobody would be elected; see `pgleader resume`")
-        if to is not None:
-            _check_can_lead(overview, to)
-            if overview.leading_node == to:
-                say({"leader": to, "term": overview.term, "changed": False}, f"{to} leads already", as_json=as_json)
-                return
-        term, node, _ = session.execute(
-            statements.RESIGN, {"election": config.election, "at": None, "to": to}
-        ).fetchall()[0]
-        new_term, new_node, gap = _await_handover(config, session, term, node)
-    words = f"{new_node} leads, term {new_term}"
-    words += f"; nobody led for {duration(gap)}" if gap is not None else ""
-    say({"leader": new_node, "term": new_term, "changed": True, "gap": gap}, words, as_json=as_json)
+    with _ordering(app) as (config, session):
+        done = orders.resign(config, session, to)
+    _say(done, as_json=as_json)
 
 
 def switch_over(app: Any, at: str | None, to: str | None, *, cancel: bool, as_json: bool) -> None:
     """Have whoever leads at a time hand over then; or do so no more."""
-    config, zone, now = config_of(app), app.timezone, datetime.now(timezone.utc)
+    zone, now = app.timezone, datetime.now(timezone.utc)
     if cancel == (at is not None):
         raise click.UsageError("say when, with --at, or --cancel")
-    with asking(app, pooled=True) as session:
+    with _ordering(app) as (config, session):
         if at is None:
-            rows = session.execute(statements.CANCEL, {"election": config.election}).fetchall()
-            planned = rows[0][0] if rows else None
+            planned = orders.cancel_switchover(config, session)
             words = f"the switchover at {moment(planned, zone)} is cancelled" if planned else "none was planned"
             say({"cancelled": planned}, words, as_json=as_json)
             return
         time_, _ = read_time(at, now, zone)
         if time_ <= now:
             raise click.BadParameter(f"{moment(time_, zone)} has passed; `pgleader resign` hands over now")
-        overview = _led(config, session)
-        if to is not None:
-            _check_can_lead(overview, to)
-        session.execute(statements.RESIGN, {"election": config.election, "at": time_, "to": to})
+        orders.plan_switchover(config, session, time_, to)
     words = f"whoever leads at {moment(time_, zone)} ({zone}) hands over{f' to {to}' if to else ''}"
     say({"at": time_, "to": to}, words, as_json=as_json)
 
 
 def pause(app: Any, *, election: bool, as_json: bool) -> None:
     """Pause the schedule, or hold the election."""
-    config = config_of(app)
-    with asking(app, pooled=True) as session:
-        parameters = {"election": config.election, "schedule": not election, "elections": election}
-        paused_at, held_at = session.execute(statements.PAUSE, parameters).fetchall()[0]
-    words = (
-        "the election is held: nobody is elected, and who leads goes on"
-        if election
-        else "the schedule is paused: slots are skipped, and the election goes on"
-    )
-    say({"paused_at": paused_at, "held_at": held_at}, words, as_json=as_json)
+    with _ordering(app) as (config, session):
+        done = orders.pause(config, session, election=election)
+    _say(done, as_json=as_json)
 
 
 def resume(app: Any, *, election: bool, schedule: bool, as_json: bool) -> None:
     """End what `pause` has begun."""
-    config = config_of(app)
-    both = election == schedule
-    with asking(app, pooled=True) as session:
-        parameters = {"election": config.election, "schedule": schedule or both, "elections": election or both}
-        rows = session.execute(statements.RESUME, parameters).fetchall()
-    was_paused, was_held = rows[0] if rows else (False, False)
-    words = [*(["the schedule goes on"] if was_paused else []), *(["the election goes on"] if was_held else [])]
-    say({"schedule": was_paused, "election": was_held}, ", and ".join(words) or "nothing was paused", as_json=as_json)
+    with _ordering(app) as (config, session):
+        done = orders.resume(config, session, election=election, schedule=schedule)
+    _say(done, as_json=as_json)
 
 
 def cordon(app: Any, node: str, *, as_json: bool) -> None:
     """Have a node lead no more."""
-    config = config_of(app)
-    with asking(app, pooled=True) as session:
-        known = {there.node for there in look(config, session).nodes}
-        session.execute(statements.CORDON, {"election": config.election, "node": node})
-    unknown = "" if node in known else f"; no node of that name is there now ({_names(known)})"
-    say(
-        {"node": node, "there": node in known}, f"{node} does not lead until it is uncordoned{unknown}", as_json=as_json
-    )
+    with _ordering(app) as (config, session):
+        done = orders.cordon(config, session, node)
+    _say(done, as_json=as_json)
 
 
 def uncordon(app: Any, node: str, *, as_json: bool) -> None:
     """Let a node lead again."""
-    config = config_of(app)
-    with asking(app, pooled=True) as session:
-        rows = session.execute(statements.UNCORDON, {"election": config.election, "node": node}).fetchall()
-    was = bool(rows and rows[0][0])
-    say(
-        {"node": node, "changed": was}, f"{node} may lead again" if was else f"{node} was not cordoned", as_json=as_json
-    )
+    with _ordering(app) as (config, session):
+        done = orders.uncordon(config, session, node)
+    _say(done, as_json=as_json)
 
 
 def pause_entry(app: Any, entry: str, *, as_json: bool) -> None:
     """Have an entry's slots skipped."""
-    config = config_of(app)
-    with asking(app, pooled=True) as session:
-        rows = session.execute(statements.PAUSE_ENTRY, {"election": config.election, "entry": entry}).fetchall()
-        if not rows:
-            raise _unknown(config, session, entry)
-    say({"entry": entry, "paused_at": rows[0][0]}, f"{entry} is paused: its slots are skipped", as_json=as_json)
+    with _ordering(app) as (config, session):
+        done = orders.pause_entry(config, session, entry)
+    _say(done, as_json=as_json)
 
 
 def resume_entry(app: Any, entry: str, *, as_json: bool) -> None:
     """Have an entry's slots run again."""
-    config = config_of(app)
-    with asking(app, pooled=True) as session:
-        rows = session.execute(statements.RESUME_ENTRY, {"election": config.election, "entry": entry}).fetchall()
-        if not rows:
-            raise _unknown(config, session, entry)
-    was = rows[0][0]
-    say({"entry": entry, "changed": was}, f"{entry} goes on" if was else f"{entry} was not paused", as_json=as_json)
+    with _ordering(app) as (config, session):
+        done = orders.resume_entry(config, session, entry)
+    _say(done, as_json=as_json)
 
 
 def run_now(app: Any, entry: str, *, as_json: bool) -> None:
     """Have an entry's task sent now, by the leader."""
+    with _ordering(app) as (config, session):
+        done = orders.run_now(config, session, entry)
+    _say(done, as_json=as_json)
+
+
+@contextmanager
+def _ordering(app: Any) -> Iterator[tuple[Config, Session]]:
     config = config_of(app)
-    with asking(app, pooled=True) as session:
-        slot = session.execute(statements.NOW).fetchall()[0][0].astimezone(timezone.utc)
-        parameters = {"election": config.election, "entry": entry, "slot": slot}
-        task_id = task_id_of(config.election, entry, slot)
-        if not session.execute(statements.RUN_NOW, {**parameters, "task_id": task_id}).fetchall():
-            raise _unknown(config, session, entry)
-        state, reason = _await_settled(session, parameters)
-        led = look(config, session).leader is not None
-    facts = {"entry": entry, "slot": slot, "task_id": task_id, "state": state, "reason": reason}
-    if state == "published":
-        words = f"{entry} was published, as task {task_id}"
-    elif state != "claimed":
-        words = f"{entry} was {state}: {reason}"
-    elif led:
-        words = f"{entry} is written down, and not published yet: is the broker away? As task {task_id}"
-    else:
-        words = f"{entry} is written down; nobody leads, and who does next will publish it, as task {task_id}"
-    say(facts, words, as_json=as_json)
+    try:
+        with asking(app, pooled=True) as session:
+            yield config, session
+    except NotDone as refused:
+        raise Unavailable(str(refused)) from refused
+    except Refused as refused:
+        raise click.ClickException(str(refused)) from refused
 
 
-def _led(config: Config, session: Session) -> Overview:
-    overview = look(config, session)
-    if overview.leader is None:
-        raise Unavailable("nobody leads")
-    return overview
-
-
-def _check_can_lead(overview: Overview, node: str) -> None:
-    found = [there for there in overview.nodes if there.node == node]
-    if not found:
-        raise click.ClickException(f"{node} is not there; there are {_names(there.node for there in overview.nodes)}")
-    if found[0].cordoned:
-        raise click.ClickException(f"{node} is cordoned; see `pgleader uncordon`")
-    if all(there.stands_back is not None for there in found):
-        raise click.ClickException(f"{node} does not lead: {found[0].stands_back}")
-
-
-def _await_handover(config: Config, session: Session, term: int, node: str) -> tuple[int, str, float | None]:
-    """Wait until another term has begun; return its number, its leader, and the seconds in between."""
-    pause = threading.Event()
-    until = time.monotonic() + 1.5 * config.poll_interval + 2 * config.ttl
-    parameters = {"election": config.election, "term": term}
-    while True:
-        new_term, new_node, ordered, gap = session.execute(statements.CARRIED_OUT, parameters).fetchall()[0]
-        if new_term != term:
-            return new_term, new_node, gap
-        if not ordered:
-            raise Unavailable(f"{node} has not handed over, since the other was not in line for the lock; see its log")
-        if time.monotonic() > until:
-            raise Unavailable(f"{node} was told to resign, and nobody was elected yet; see `pgleader status`")
-        pause.wait(GLANCE)
-
-
-def _await_settled(session: Session, parameters: dict[str, Any]) -> tuple[str, str | None]:
-    pause = threading.Event()
-    until = time.monotonic() + PUBLISHED_WITHIN
-    while True:
-        state, reason = session.execute(statements.SLOT_STATE, parameters).fetchall()[0]
-        if state != "claimed" or time.monotonic() > until:
-            return state, reason
-        pause.wait(GLANCE)
-
-
-def _unknown(config: Config, session: Session, entry: str) -> click.ClickException:
-    rows = session.execute(statements.ENTRIES, {"election": config.election}).fetchall()
-    return click.ClickException(unknown_entry(entry, [row[0] for row in rows if row[5] is None]))
-
-
-def unknown_entry(entry: str, known: list[str]) -> str:
-    """Return what is said of an entry that is in nobody's schedule."""
-    near = difflib.get_close_matches(entry, known, n=1)
-    return f"no leader has an entry {entry!r} in its schedule" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(set(names))) or "none"
+def _say(done: Done, *, as_json: bool) -> None:
+    say(done.facts, done.words, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
-from datetime import datetime, tzinfo
+from datetime import datetime
 from typing import Any
 
 import click
@@ -76,29 +76,6 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print facts, one a line, each after its name."""
     for name, fact in facts:
         click.echo(wrapped(fact, f"{name:<10} ", " " * 11))
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words."""
-    if seconds < 1:
-        return f"{max(0.0, seconds) * 1000:.0f} ms"
-    if seconds < 60:  # noqa: PLR2004 - a minute
-        return f"{seconds:.1f} s"
-    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes % 60} min" if not days else f"{days} d {hours % 24} h"
-
-
-def moment(at: datetime, zone: tzinfo) -> str:
-    """Return an instant on the clock of a time zone."""
-    return at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def time_of(at: datetime, now: datetime, zone: tzinfo) -> str:
-    """Return an instant on the clock of a time zone, without the date if that is today's."""
-    local = at.astimezone(zone)
-    return local.strftime("%H:%M:%S" if local.date() == now.astimezone(zone).date() else "%m-%d %H:%M")
 
 
 def _plain(value: Any) -> Any:

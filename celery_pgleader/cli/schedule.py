@@ -9,14 +9,15 @@ from typing import Any
 
 import click
 
-from celery_pgleader.cli import sql as statements
 from celery_pgleader.cli.database import asking, config_of
 from celery_pgleader.cli.explanation import Case, Found, Led, SlotRecord, explain
-from celery_pgleader.cli.orders import unknown_entry
-from celery_pgleader.cli.output import duration, show_json, show_table, show_text, time_of
-from celery_pgleader.cli.overview import look
+from celery_pgleader.cli.output import show_json, show_table, show_text
 from celery_pgleader.cli.times import read_time
 from celery_pgleader.config import Config
+from celery_pgleader.operators import sql as statements
+from celery_pgleader.operators.orders import unknown_entry
+from celery_pgleader.operators.overview import look
+from celery_pgleader.operators.words import duration, time_of
 from celery_pgleader.policies import DEFAULT, policy_of
 from celery_pgleader.postgres import Session
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from celery_pgleader.cli import sql as statements
 from celery_pgleader.cli.database import EX_UNAVAILABLE, Unavailable, asking, config_of
-from celery_pgleader.cli.output import duration, moment, show_facts, show_json, show_table, time_of
-from celery_pgleader.cli.overview import Node, Overview, look
+from celery_pgleader.cli.output import show_facts, show_json, show_table
 from celery_pgleader.config import Config
+from celery_pgleader.operators.history import PastTerm, history
+from celery_pgleader.operators.overview import Overview, look
+from celery_pgleader.operators.words import duration, moment, time_of
 
 WATCH_EVERY = 1.0
 
@@ -44,24 +45,21 @@ def show_history(app: Any, *, as_json: bool, limit: int) -> None:
     """Print who led when, how each term ended, and for how long nobody led then."""
     config = config_of(app)
     with asking(app, pooled=True) as session:
-        rows = session.execute(statements.HISTORY, {"election": config.election, "limit": limit}).fetchall()
         overview = look(config, session)
-    terms = [_term(*row) for row in rows]
-    if terms and overview.leader is None and terms[0]["ended_at"] is None:
-        terms[0]["reason"] = "lost"
+        terms = history(session, config.election, limit, led=overview.leader is not None)
     if as_json:
-        show_json(terms)
+        show_json([asdict(term) for term in terms])
         return
     now, zone = datetime.now(timezone.utc), app.timezone
     show_table(
         ("term", "leader", "from", "for", "ended", "nobody led for"),
         (
             (
-                term["term"],
-                term["node"],
-                moment(term["gained_at"], zone),
-                duration(((term["ended_at"] or now) - term["gained_at"]).total_seconds()),
-                term["reason"] or "",
+                term.term,
+                term.node,
+                moment(term.gained_at, zone),
+                duration(((term.ended_at or now) - term.gained_at).total_seconds()),
+                term.reason or "",
                 _gap(term),
             )
             for term in terms
@@ -71,40 +69,16 @@ def show_history(app: Any, *, as_json: bool, limit: int) -> None:
         click.echo("nobody has led yet")
 
 
-def _term(
-    number: int,
-    node: str,
-    gained_at: datetime,
-    ended_at: datetime | None,
-    reason: str | None,
-    next_at: datetime | None,
-    last_sign: datetime,
-) -> dict[str, Any]:
-    lost = reason == "lost"
-    end = last_sign if lost else ended_at
-    gap = (next_at - end).total_seconds() if next_at is not None and end is not None else None
-    return {
-        "term": number,
-        "node": node,
-        "gained_at": gained_at,
-        "ended_at": end,
-        "reason": reason,
-        "gap": gap,
-        # When a leader that was lost ended nobody knows: it is counted from its last claim.
-        "gap_is_at_most": lost,
-    }
-
-
-def _gap(term: dict[str, Any]) -> str:
-    if term["gap"] is None:
+def _gap(term: PastTerm) -> str:
+    if term.gap is None:
         return ""
-    return ("at most " if term["gap_is_at_most"] else "") + duration(term["gap"])
+    return ("at most " if term.gap_is_at_most else "") + duration(term.gap)
 
 
 def _show(config: Config, overview: Overview, *, as_json: bool, app: Any) -> None:
     if as_json:
         facts = asdict(overview)
-        facts["nodes"] = [{**asdict(node), "role": _role(overview, node)} for node in overview.nodes]
+        facts["nodes"] = [{**asdict(node), "role": overview.role_of(node)} for node in overview.nodes]
         show_json({"election": config.election, **facts})
         return
     now, zone = datetime.now(timezone.utc), app.timezone
@@ -116,7 +90,7 @@ def _show(config: Config, overview: Overview, *, as_json: bool, app: Any) -> Non
             (
                 (
                     node.node,
-                    _role(overview, node),
+                    overview.role_of(node),
                     node.priority,
                     node.app_version or node.package_version,
                     node.schedule,
@@ -181,11 +155,3 @@ def _lag(overview: Overview) -> str:
 
 def _full_name(overview: Overview, pid: int, name: str) -> str:
     return next((node.node for node in overview.nodes if node.backend_pid == pid), name)
-
-
-def _role(overview: Overview, node: Node) -> str:
-    if overview.leader is not None and overview.leader.backend_pid == node.backend_pid:
-        return "leader"
-    if any(seat.backend_pid == node.backend_pid for seat in overview.successors):
-        return "successor"
-    return "cordoned" if node.cordoned else "stands back" if node.stands_back is not None else "follower"

@@ -43,6 +43,7 @@ class Elector:
         clock: Clock = time.monotonic,
         jitter: Callable[[], float] = random.random,
         trouble: Callable[[Term], str | None] = lambda _term: None,
+        renewed: Callable[[float], object] = lambda _seconds: None,
         logger: logging.Logger | None = None,
     ) -> None:
         """Prepare; nothing happens before `start`.
@@ -55,6 +56,7 @@ class Elector:
             clock: monotonic seconds.
             jitter: draws from [0, 1).
             trouble: asked before each renewal why this node should not lead any longer.
+            renewed: told how many seconds each renewal took.
             logger: by default this module's.
 
         """
@@ -65,6 +67,7 @@ class Elector:
         self._clock = clock
         self._jitter = jitter
         self._trouble = trouble
+        self._renewed = renewed
         self._logger = logger or logging.getLogger(__name__)
         self._candidacy: Candidacy | None = None
 
@@ -85,6 +88,7 @@ class Elector:
                 self._clock,
                 self._jitter,
                 self._trouble,
+                self._renewed,
                 self._logger,
             )
             self._candidacy.start()
@@ -155,6 +159,7 @@ class Candidacy(threading.Thread):
         clock: Clock,
         jitter: Callable[[], float],
         trouble: Callable[[Term], str | None],
+        renewed: Callable[[float], object],
         logger: logging.Logger,
     ) -> None:
         """Prepare; see `Elector`."""
@@ -166,6 +171,7 @@ class Candidacy(threading.Thread):
         self._clock = clock
         self._jitter = jitter
         self._trouble = trouble
+        self._renewed = renewed
         self._logger = logger
         self._requests: Requests[state.Request] = Requests()
         self._election = Election()
@@ -270,6 +276,7 @@ class Candidacy(threading.Thread):
                     return state.ResignAsked(COOL_DOWN, trouble)
                 asked_at = self._clock()
                 held = self._open.renew(term.backend_pid, trusted_until - asked_at)
+                self._renewed(self._clock() - asked_at)
                 return state.Renewed(asked_at) if held else state.NotHeld()
             case state.Release(broken):
                 self._close(broken=broken)

@@ -12,6 +12,7 @@ from celery_pgleader.channels import Route
 from celery_pgleader.election import Term
 from celery_pgleader.errors import NotificationError
 from celery_pgleader.notifications.payload import Notification, decode
+from celery_pgleader.spans import carry, span
 
 logger = get_logger(__name__)
 
@@ -37,7 +38,12 @@ class Dispatcher:
 
     def dispatch(self, notification: Notification, term: Term) -> None:
         """Dispatch a notification. Never raises."""
+        with span("dispatch", {"channel": notification.channel, "term": term.number}, sends=True):
+            self._dispatch(notification, term)
+
+    def _dispatch(self, notification: Notification, term: Term) -> None:
         headers = headers_of(notification, term.number)
+        carry(headers)
         for route in self._channels[notification.channel]:
             try:
                 value = decode(notification.payload) if route.decode == "json" else notification.payload

@@ -21,6 +21,7 @@ from celery_pgleader.errors import NotificationError
 from celery_pgleader.notifications.courier import BrokerAway, Courier, NotTaken, Refused
 from celery_pgleader.notifications.dispatcher import send
 from celery_pgleader.slot import NOTIFICATION_HEADER
+from celery_pgleader.spans import carry, span
 from celery_pgleader.store import Letter, Mailbox, Superseded
 from celery_pgleader.threads import Ending
 
@@ -244,7 +245,14 @@ class Round:
             if route.task not in self._app.tasks and route.queue is None:
                 raise LookupError(f"no task {route.task} in this app")
         value = value_of(letter.payload)
+        attributes = {"channel": letter.channel, "notification": letter.id, "term": self._term.number}
+        with span("dispatch", attributes, sends=True):
+            self._send_routes(letter, routes, value, producer)
+
+    def _send_routes(self, letter: Letter, routes: Sequence[Route], value: Any, producer: Any) -> None:
         for route in routes:
+            headers = headers_of(letter, route, self._term.number)
+            carry(headers)
             send(
                 self._app,
                 route,
@@ -253,7 +261,7 @@ class Round:
                 # What is tried again, and when, is decided here.
                 retry=False,
                 task_id=task_id_of(letter, route),
-                headers=headers_of(letter, route, self._term.number),
+                headers=headers,
             )
 
     def _fail(self, letter: Letter, error: str) -> None:

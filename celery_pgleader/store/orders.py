@@ -104,6 +104,11 @@ class Orders:
         """Drop the order to hand over."""
         self._execute(statements.WITHDRAW)
 
+    def report(self, counts: Mapping[tuple[str, str], float]) -> None:
+        """Write down that the leader is there, and what it has counted since the last report, by name and label."""
+        names, labels = [name for name, _ in counts], [label for _, label in counts]
+        self._execute(statements.REPORT, names=names, labels=labels, values=[float(value) for value in counts.values()])
+
     def forget_nodes(self) -> None:
         """Drop the rows of nodes that have not been there for a day."""
         self._execute(statements.FORGET_NODES)

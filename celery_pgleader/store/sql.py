@@ -453,6 +453,17 @@ update pgleader.elections set resign_at = null, resign_to = null, resign_term = 
 returning 1
 """
 
+# That the leader is there, and what it has counted since it last said so.
+REPORT = """
+with seen as (
+    update pgleader.terms set seen_at = clock_timestamp()
+     where election = %(election)s and term = %(term)s and ended_at is null
+    returning 1
+)
+select pgleader.count(%(election)s, w.name, w.label, w.value)
+  from seen, unnest(%(names)s::text[], %(labels)s::text[], %(values)s::float[]) w(name, label, value)
+"""
+
 # The node's row may be looked at for a day after it was last there.
 FORGET_NODES = (
     "delete from pgleader.nodes n where n.election = %(election)s"

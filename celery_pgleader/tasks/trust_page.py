@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -29,7 +30,10 @@ PAGE = struct.Struct("dqd")
 # Behind it, the term whose turn it is to run tasks, and whether none may begin any more.
 TURN = struct.Struct("q")
 SHUT = PAGE.size + TURN.size
-SIZE = SHUT + 1
+# How many runs have begun; counted by those who begin them, for metrics.
+COUNT = struct.Struct("q")
+COUNT_AT = SHUT + 8
+SIZE = COUNT_AT + COUNT.size
 
 
 class TrustPage:
@@ -69,6 +73,11 @@ class TrustPage:
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         return False
 
+    def runs_begun(self) -> int:
+        """Return how many runs have begun."""
+        begun: int = COUNT.unpack(self._memory[COUNT_AT:SIZE])[0]
+        return begun
+
     def close(self) -> None:
         """Tell that no term is led, and leave nothing behind."""
         self.write(0, 0.0)
@@ -83,6 +92,7 @@ class TrustReader:
         """Prepare; the page is looked for when it is first needed."""
         self._opened: tuple[str, mmap.mmap] | None = None
         self._of_worker: tuple[tuple[int, str | None], Callable[[], bool]] | None = None
+        self._counting = threading.Lock()
 
     def also_ask(self, trusted: Callable[[], bool]) -> None:
         """For the page of now, in this process though not in its children, also ask who knows before the page does."""
@@ -113,7 +123,7 @@ class TrustReader:
     def begin(self) -> BegunRun | None:
         """Begin a run, or return none if it may not begin."""
         try:
-            file = Path(os.environ[VARIABLE]).open("rb")  # noqa: SIM115 - it is open for as long as the run lasts
+            file = Path(os.environ[VARIABLE]).open("r+b", buffering=0)  # noqa: SIM115 - it is open for as long as the run lasts
         except (KeyError, OSError):
             return None
         # Nobody holds it against a run for longer than `has_runs` takes.
@@ -123,7 +133,18 @@ class TrustReader:
         if term is None or not self.may_begin():
             file.close()
             return None
+        self._count(file)
         return BegunRun(term, file)
+
+    def _count(self, file: BinaryIO) -> None:
+        # Against other processes by the file's lock, which is another than that of runs, against threads by ours.
+        with self._counting:
+            fcntl.lockf(file, fcntl.LOCK_EX, COUNT.size, COUNT_AT)
+            try:
+                begun = COUNT.unpack(os.pread(file.fileno(), COUNT.size, COUNT_AT))[0]
+                os.pwrite(file.fileno(), COUNT.pack(begun + 1), COUNT_AT)
+            finally:
+                fcntl.lockf(file, fcntl.LOCK_UN, COUNT.size, COUNT_AT)
 
     def _page(self) -> mmap.mmap | None:
         name = os.environ.get(VARIABLE, "")

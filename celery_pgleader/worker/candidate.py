@@ -21,6 +21,7 @@ from celery_pgleader.store import LEDGER_TERMS
 from celery_pgleader.store.presence import NodePresence
 from celery_pgleader.threads import Ending, Inbox
 from celery_pgleader.worker.steward import Steward
+from celery_pgleader.worker.tally import Tally
 
 logger = get_logger(__name__)
 
@@ -39,6 +40,7 @@ class Candidate:
         *,
         consumed: Container[str] = (),
         is_busy: Callable[[], bool] = lambda: False,
+        runs: Callable[[], int] = lambda: 0,
     ) -> None:
         """Put everything together.
 
@@ -51,6 +53,7 @@ class Candidate:
             leadership: who is told; by default a new one.
             consumed: names of the queues that the process consumes.
             is_busy: whether this is no moment to hand over without being told to.
+            runs: how many leader-only runs have begun here.
 
         """
         self._config = config
@@ -58,17 +61,19 @@ class Candidate:
         self.leadership = leadership or Leadership()
         beat = LeaderBeat(app, scheduler, schedule_filename, config, self.leadership)
         self.presence = NodePresence(config, node, abilities_of(app, scheduler, consumed))
+        tally = Tally(runs)
         self.elector = Elector(
             config,
             node,
             leadership=self.leadership,
             open_session=partial(LockSession.open, terms=LEDGER_TERMS, presence=self.presence),
             trouble=beat.trouble,
+            renewed=tally.renewed,
             logger=logger,
         )
         self._changes: Inbox[Change] = Inbox("leadership signals", self._send_signal, logger)
         steward = Steward(
-            config, self.leadership, self.presence, partial(self.elector.resign, None), beat.look, is_busy
+            config, self.leadership, self.presence, partial(self.elector.resign, None), beat.look, is_busy, tally.totals
         )
         self._runners = [
             TermRunner(self.leadership, "beat", beat.run, logger, failed=self.elector.step_back),

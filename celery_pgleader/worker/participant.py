@@ -53,6 +53,7 @@ class Participant:
             self.leadership,
             consumed=app.amqp.queues.consume_from,
             is_busy=self._page.has_runs,
+            runs=self._page.runs_begun,
         )
         self._elector = self._candidate.elector
         self.leader_queue.leave_out(app)

@@ -1,9 +1,9 @@
-"""Does what operators order of the leader, and lets a node lead that is preferred to this one."""
+"""Does what operators order of the leader, lets a node lead that is preferred to this one, and reports for metrics."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psycopg
 from celery.utils.log import get_logger
@@ -37,6 +37,7 @@ class Steward:
         resign: Callable[[str], object],
         look: Callable[[], object],
         is_busy: Callable[[], bool],
+        counted: Callable[[], Mapping[tuple[str, str], float]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare.
@@ -48,6 +49,7 @@ class Steward:
             resign: lets another node lead, for a reason.
             look: has the beat look at once for slots that are claimed.
             is_busy: whether this is no moment to hand over without being told to.
+            counted: what this process has counted since it was started, by name and label.
             clock: monotonic seconds.
 
         """
@@ -57,6 +59,8 @@ class Steward:
         self._resign = resign
         self._look = look
         self._is_busy = is_busy
+        self._counted = counted
+        self._reported: Mapping[tuple[str, str], float] = {}
         self._clock = clock
 
     def run(self, term: Term, ended: Ending) -> None:
@@ -89,8 +93,14 @@ class Steward:
             if not forgotten:
                 orders.forget_nodes()
                 forgotten = True
+            self._report(orders)
             if self._wait(orders, min(LOOK_EVERY, order.resign_in or LOOK_EVERY), ended):
                 self._look()
+
+    def _report(self, orders: Orders) -> None:
+        counted = self._counted()
+        orders.report({key: value - self._reported.get(key, 0) for key, value in counted.items()})
+        self._reported = counted
 
     def _obey(self, orders: Orders, node: str | None, term: Term, ended: Ending) -> bool:
         """Hand over, once the node that is to be next waits for the lock; tell whether it came to that."""

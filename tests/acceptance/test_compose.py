@@ -59,7 +59,6 @@ def test_the_commands(name: str) -> None:
         assert words[:5] == ["celery", "-A", "example_app.shop", "worker", "--pgleader"]
 
 
-@pytest.mark.xfail(reason="the command is yet to come: when it is there, take this mark away", strict=True)
 def test_the_command_of_the_dashboard() -> None:
     """Is there, with these options."""
     check_program(shlex.split(SERVICES["dashboard"]["command"]))

@@ -15,6 +15,7 @@ from celery_pgleader.postgres import open_session
 from celery_pgleader.store import Schema
 from celery_pgleader.store.schema import LOCK_CLASSID, migrations
 from tests.support import django_project
+from tests.support.dashboard import serving
 from tests.support.django_project import PAGE, DjangoProject
 from tests.support.eventually import eventually
 
@@ -59,6 +60,14 @@ class Router:
 def project(tmp_path: Path, database: str) -> DjangoProject:
     """Give a project with one database, in which there is nothing yet."""
     return DjangoProject(tmp_path, database, "memory://", PAGE["settings"])
+
+
+def test_the_dashboard(project: DjangoProject) -> None:
+    """It knows where the ledger is as the workers do."""
+    project.shell(PAGE["migrate"])
+    with serving("shop", project.environment, project.folder) as dashboard:
+        assert "nobody has led yet" in dashboard.get("/")
+        assert 'pgleader_up{election="shop"} 1.0' in dashboard.get("/metrics")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -148,6 +149,25 @@ def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> Non
     assert set(leader_only) == {"sent", "ran", "ran_off_leader"}
     assert 0 < leader_only["ran"] <= leader_only["sent"]
     assert leader_only["ran_off_leader"] == 0
+
+
+def test_the_dashboard_of_the_demo(start_demo: Callable[..., DemoProcess]) -> None:
+    """Its address is printed, and the failovers are seen on it."""
+    demo = start_demo("--seconds", "120", "--dashboard")
+    eventually(lambda: "the dashboard: http://" in demo.output, timeout=60)
+    address = demo.output.partition("the dashboard: ")[2].split()[0]
+
+    def page() -> str:
+        with urlopen(address) as response:
+            text: str = response.read().decode()
+            return text
+
+    eventually(lambda: "@shop" in page(), timeout=60)
+    eventually(lambda: "change lost" in page(), timeout=90)
+    demo.remember_processes()
+    demo.process.terminate()
+    assert demo.process.wait(60) == 128 + signal.SIGTERM
+    assert demo.left_over() == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "TERM", "kill -9"])

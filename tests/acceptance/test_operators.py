@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from celery_pgleader.cli import sql as statements
+from celery_pgleader.operators import sql as statements
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.support.eventually import eventually
 from tests.support.operating import Operator, check_looks

@@ -196,7 +196,7 @@ select p.proname, p.prosecdef, coalesce(p.proconfig, '{}'), has_function_privile
 
 
 def test_functions_with_their_owners_rights_have_a_pinned_search_path(owner: str, role: Role, root: Any) -> None:
-    """Those of watches alone have such rights; and nobody else can hang them on a table of their own."""
+    """Those of watches and counters alone have such rights; and nobody else can hang them on a table of their own."""
     with psycopg.connect(owner) as connection:
         connection.execute("create schema shop")
         for per in ("row", "statement"):
@@ -204,17 +204,18 @@ def test_functions_with_their_owners_rights_have_a_pinned_search_path(owner: str
             connection.execute(script_of(connection, Watch(f"shop.{per}", "orders", per=per)))
     found = root.execute(DEFINERS).fetchall()
     definers = [(name, config, public) for name, definer, config, public in found if definer]
-    assert len(definers) == 2
+    assert len(definers) == 5
     for name, config, public in definers:
-        assert name.startswith("watch_")
+        assert name.startswith(("count_", "watch_"))
         assert config == ["search_path=pg_catalog, pg_temp"]
         assert not public
     sender = role("grant usage on schema pgleader to {role}")
     with psycopg.connect(sender) as connection:
         connection.execute("create temp table mine (id int primary key)")
         trigger = sql.SQL("create trigger mine after insert on mine for each row execute function pgleader.{}()")
-        with pytest.raises(InsufficientPrivilege):
-            connection.execute(trigger.format(sql.Identifier(definers[0][0])))
+        for name, _, _ in definers:
+            with pytest.raises(InsufficientPrivilege), connection.transaction():
+                connection.execute(trigger.format(sql.Identifier(name)))
 
 
 HOSTILE = """

@@ -53,6 +53,22 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert all(f"-- {step}" in printed for step in steps)
 
 
+def test_the_dashboard(tmp_path: Path) -> None:
+    """Its files are there, and without its extra the command says what to install."""
+    folder = files("celery_pgleader") / "dashboard"
+    for name in (
+        "static/page.js",
+        "static/page.css",
+        "static/uPlot.min.js",
+        "static/uPlot.LICENSE",
+        "templates/page.html",
+    ):
+        assert folder.joinpath(name).is_file()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        celery(tmp_path, "pgleader", "dashboard")
+    assert "pip install 'celery-pgleader[dashboard]'" in failed.value.stderr
+
+
 @pytest.fixture
 def pgleader_app() -> Any:
     """Give an app with a leader-only task."""

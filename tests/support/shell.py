@@ -14,7 +14,7 @@ from celery.bin.celery import celery
 
 ROOT = Path(__file__).parents[2]
 # What is run in a shell, beside Celery and what each is checked for below.
-PROGRAMS = {"docker", "journalctl", "pkill", "pre-commit", "psql", "pytest", "systemctl"}
+PROGRAMS = {"curl", "docker", "export", "journalctl", "pkill", "pre-commit", "psql", "pytest", "ssh", "systemctl"}
 CHECKED = {"celery", "pip", "python", "python3", "tox", "."}
 EXTRAS = set(metadata("celery-pgleader").get_all("Provides-Extra") or ())
 

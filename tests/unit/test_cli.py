@@ -11,6 +11,7 @@ import pytest
 
 from celery_pgleader.cli import output
 from celery_pgleader.cli.times import read_time
+from celery_pgleader.operators.words import duration
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 11, 24, 9, 30, 7, tzinfo=timezone.utc)
@@ -45,7 +46,7 @@ def test_what_is_no_time(text: str) -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     """In as few words as will do."""
-    assert output.duration(seconds) == words
+    assert duration(seconds) == words
 
 
 def test_a_table_fits_without_colours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

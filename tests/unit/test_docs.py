@@ -17,6 +17,7 @@ from celery_pgleader.channels import ORDERS_CHANNEL, Route
 from celery_pgleader.cli.doctor import EXAMINATIONS
 from celery_pgleader.cli.plugin import WORKER_OPTIONS, pgleader
 from celery_pgleader.config import PREFIX, Config
+from celery_pgleader.dashboard.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from celery_pgleader.testing import FakeNode
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+METRICS = {*GAUGES, *(f"{name}_total" for name in COUNTERS), *HISTOGRAMS}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -115,9 +117,10 @@ def test_page_names_only_what_exists(page: Path) -> None:
     text = page.read_text()
     headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term", "pgleader_slot", "pgleader_notification"}
     settings = {f"{PREFIX}{name}" for name in FIELDS}
-    others = {ORDERS_CHANNEL, *vars(pytest_plugin), *Panel.data}
+    others = {ORDERS_CHANNEL, *vars(pytest_plugin), *Panel.data, *METRICS}
     assert set(re.findall(r"(?<![\w.])pgleader_\w+", text)) <= settings | headers | others
-    assert set(re.findall(r"\bPGLEADER_\w+", text)) <= {f"PGLEADER_{name.upper()}" for name in FIELDS} | {"PGLEADER_"}
+    variables = {f"PGLEADER_{name.upper()}" for name in FIELDS} | {"PGLEADER_", "PGLEADER_DASHBOARD_TOKEN"}
+    assert set(re.findall(r"\bPGLEADER_\w+", text)) <= variables
     options = {name for option in WORKER_OPTIONS for name in (*option.opts, *option.secondary_opts)}
     assert set(re.findall(r"--(?:no-)?pgleader[\w-]*", text)) <= options
 
@@ -201,7 +204,9 @@ def sql_functions() -> set[str]:
     steps = sorted((ROOT / "celery_pgleader" / "store" / "migrations").glob("*.sql"))
     declared = re.compile(r"^create (?:or replace )?function (pgleader\.\w+\([^)]*\)) returns (\w+)", re.MULTILINE)
     found = {" ".join(words.split()): kind for step in steps for words, kind in declared.findall(step.read_text())}
-    return {words for words, kind in found.items() if kind != "trigger"}
+    # What the schema's own triggers call is nobody else's.
+    own = {"pgleader.bucket", "pgleader.count"}
+    return {words for words, kind in found.items() if kind != "trigger" and words.partition("(")[0] not in own}
 
 
 def worker_events() -> set[str]:
@@ -228,6 +233,7 @@ REFERENCES = {
         "api.rst",
         r"^\.\. (?:auto\w+|py:data):: celery_pgleader\.(\w+)$",
     ),
+    "metrics": (METRICS, "metrics.md", r"^\| `(pgleader_\w+)` \|"),
     "checks of doctor": ({*EXAMINATIONS}, "commands.md", None),
 }
 

@@ -1,4 +1,4 @@
-"""Every statement that the commands send, but for those of the rooms below."""
+"""Every statement that operators send, but for those of the rooms below."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ select coalesce((select extract(epoch from clock_timestamp() - min(next_slot)) f
                   where election = %(election)s and state = 'claimed'), 0)::float
 """
 
-# The terms, newest first. When a leader that was lost ended nobody knows; its last claim is the last sign of it.
+# The terms, newest first. When a leader that was lost ended nobody knows; the last sign of it is what it
+# has said of itself, or its last claim.
 HISTORY = """
 select t.term, t.node, t.gained_at, t.ended_at, t.reason, next.gained_at,
-       greatest(t.gained_at, (select s.claimed_at from pgleader.slots s
-                               where s.election = t.election and s.term = t.term
-                                 and s.slot <= coalesce(t.ended_at, clock_timestamp())
-                               order by s.slot desc limit 1))
+       greatest(t.gained_at, t.seen_at, (select s.claimed_at from pgleader.slots s
+                                           where s.election = t.election and s.term = t.term
+                                             and s.slot >= t.gained_at
+                                             and s.slot <= coalesce(t.ended_at, clock_timestamp())
+                                           order by s.slot desc limit 1))
   from pgleader.terms t
   left join lateral (select n.gained_at from pgleader.terms n
                       where n.election = t.election and n.term > t.term order by n.term limit 1) next on true

@@ -1,4 +1,4 @@
-"""What Postgres knows of an election, in one look: shown by `status`, judged by `check` and `doctor`."""
+"""What Postgres knows of an election, in one look: shown by `status` and the dashboard, judged by `check`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from datetime import datetime
 
 from psycopg.errors import InsufficientPrivilege
 
-from celery_pgleader.cli import sql as statements
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import Seat, seats
+from celery_pgleader.operators import sql as statements
 from celery_pgleader.postgres import Session
 
 
@@ -95,6 +95,14 @@ class Overview:
             return None
         pid = self.leader.backend_pid
         return next((node.node for node in self.nodes if node.backend_pid == pid), self.leader.node)
+
+    def role_of(self, node: Node) -> str:
+        """Return what a node is: leader, successor, follower, or one that does not lead."""
+        if self.leader is not None and self.leader.backend_pid == node.backend_pid:
+            return "leader"
+        if any(seat.backend_pid == node.backend_pid for seat in self.successors):
+            return "successor"
+        return "cordoned" if node.cordoned else "stands back" if node.stands_back is not None else "follower"
 
 
 def look(config: Config, session: Session) -> Overview:

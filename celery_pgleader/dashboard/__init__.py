@@ -1,0 +1,1 @@
+"""The dashboard: a page and metrics, computed from the database."""
