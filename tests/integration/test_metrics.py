@@ -340,15 +340,22 @@ def test_the_grafana_dashboard_refers_to_metrics_that_exist() -> None:
 
 
 def test_a_scrape_of_a_million_slots(scraped: Scraped) -> None:
-    """It takes less than 50 ms."""
+    """It takes little longer than that of an empty ledger."""
     scraped.lead("celery@a")
+    before = quickest_scrape(scraped)
     execute(scraped.config.database_url, *MANY, MANY_NODES)
     scraped.scrape()
+    after = quickest_scrape(scraped)
+    print(f"a scrape takes {after * 1000:.1f} ms, and {before * 1000:.1f} ms without slots")
+    # Thousands of times what is there.
+    assert after < 10 * before
+
+
+def quickest_scrape(scraped: Scraped) -> float:
+    """Return how many seconds a scrape takes; of many, since others use the machine, too."""
     took = []
-    # The quickest of many: others use the machine, too.
     for _ in range(40):
         began = time.perf_counter()
         exposition("shop", facts(scraped.config, scraped.session))
         took.append(time.perf_counter() - began)
-    print(f"a scrape takes {min(took) * 1000:.1f} ms")
-    assert min(took) < 0.05
+    return min(took)

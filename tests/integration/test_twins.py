@@ -515,6 +515,11 @@ def _lie_down(both: Both, _pair: Pair) -> Any:
     return statements.LIE_DOWN, {"lightly": both.random.random() < 0.5}
 
 
+def _report(both: Both, _pair: Pair) -> Any:
+    counted = {"names": ["renewal", "renewal"], "labels": ["1", "sum"], "values": [1.0, 0.5]}
+    return statements.REPORT, {**both.common, **counted}
+
+
 OPERATIONS: list[tuple[str, Draw]] = [
     *[("TAKE_PLACE", _take_place), ("AWAIT_LOCK", _await_lock), ("AWAIT_LOCK", _await_lock)],
     *[("MINT_TERM", _mint)] * 4,
@@ -540,6 +545,7 @@ OPERATIONS: list[tuple[str, Draw]] = [
     *[("LIE_DOWN", _lie_down)] * 2,
     ("GET_UP", _plain_statement(statements.GET_UP)),
     ("ORDERS", _node(statements.ORDERS)),
+    ("REPORT", _report),
     ("PREFERRED", _node(statements.PREFERRED)),
     ("IN_LINE", _node(statements.IN_LINE)),
     (

@@ -714,6 +714,21 @@ def orders(tx: Transaction, *, election: str, term: int, node: str, **_: Any) ->
     yield
 
 
+@twin(store_statements.REPORT)
+def report(tx: Transaction, *, election: str, term: int, names: list[str], **_: Any) -> Steps:
+    """Note that the leader is there. What is counted holds up nobody, and is read by no statement of a worker."""
+    key = election, term
+    row = tx.view("terms").get(key)
+    if row is None or row["ended_at"] is not None:
+        return []
+    yield from tx.lock_row("terms", key)
+    row = tx.latest("terms", key)
+    if row is None or row["ended_at"] is not None:
+        return []
+    tx.write("terms", key, row)
+    return [("",)] * len(names)
+
+
 @twin(store_statements.PREFERRED)
 def preferred(tx: Transaction, *, election: str, entries: list[str] | None, priority: int, **_: Any) -> Steps:
     """Look for a node that should rather lead."""
