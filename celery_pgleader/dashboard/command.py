@@ -89,9 +89,10 @@ class Server(uvicorn.Server):
         self._dashboard = dashboard
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop."""
-        self._dashboard.feed.close()
-        super().handle_exit(sig, frame)
+        """Stop. Whoever asks again has to wait no more than a second."""
+        if not self.should_exit:
+            self._dashboard.feed.close()
+            super().handle_exit(sig, frame)
 
 
 def _read(bind: str) -> tuple[str, int]:

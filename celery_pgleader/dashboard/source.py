@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 # Nothing that is asked takes longer, unless the server is in trouble.
 PATIENCE = 5.0
+# A handover may have to wait until a node is in line.
+LONGEST_ORDER = 60.0
 
 
 class Source:
@@ -51,7 +53,7 @@ class Source:
             psycopg.Error: the database could not be asked.
 
         """
-        with self._open() as session:
+        with self._open() as session, session.bounded(LONGEST_ORDER):
             return order(self._config, session)
 
     def close(self) -> None:

@@ -137,8 +137,9 @@ class TrustReader:
         return BegunRun(term, file)
 
     def _count(self, file: BinaryIO) -> None:
-        # Against other processes by the file's lock, which is another than that of runs, against threads by ours.
-        with self._counting:
+        # Against other processes by a lock of the file, which is another than that of runs, against threads by ours. No
+        # run is left out for the sake of a number.
+        with self._counting, contextlib.suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_EX, COUNT.size, COUNT_AT)
             try:
                 begun = COUNT.unpack(os.pread(file.fileno(), COUNT.size, COUNT_AT))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -335,6 +336,33 @@ def test_a_worker_knows_of_its_loss_before_the_page(pages: Path) -> None:
     if not child:
         os._exit(0 if reader.term() == 7 and reader.may_begin() else 1)
     assert os.waitpid(child, 0)[1] == 0
+    page.close()
+
+
+def test_a_page_counts_the_runs_that_have_begun(pages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process and in others; and one that cannot be counted begins all the same."""
+    page, reader = trust_page.TrustPage(), trust_page.TrustReader()
+    assert reader.begin() is None
+    page.write(7, time.monotonic() + 60)
+    page.give_turn(7)
+    for _ in range(3):
+        run = reader.begin()
+        assert run is not None
+        run.end()
+    child = os.fork()
+    if not child:
+        os._exit(0 if reader.begin() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert page.runs_begun() == 4
+
+    def refuse(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    run = reader.begin()
+    assert run is not None
+    run.end()
+    assert page.runs_begun() == 4
     page.close()
 
 
