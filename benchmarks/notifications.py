@@ -83,7 +83,11 @@ CONTENDERS = (
     ),
     Contender(LOOP, "no Postgres at all: what Celery takes", sys.executable, (WORKER,), (SEND, "loop")),
     Contender(
-        "LISTEN and NOTIFY", "no task at all: what Postgres takes", sys.executable, ((LISTENER, "--only"),), (SEND, "raw")
+        "LISTEN and NOTIFY",
+        "no task at all: what Postgres takes",
+        sys.executable,
+        ((LISTENER, "--only"),),
+        (SEND, "raw"),
     ),
 )
 
@@ -160,7 +164,12 @@ class Lane:
 
 @contextmanager
 def _running(contender: Contender, postgres: EmbeddedPostgres) -> Iterator[Lane]:
-    with EmbeddedValkey() as valkey, Ear() as ear, tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as ended:
+    with (
+        EmbeddedValkey() as valkey,
+        Ear() as ear,
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        ExitStack() as ended,
+    ):
         database = f"b{ear.port}"
         with psycopg.connect(postgres.url(), autocommit=True) as session:
             session.execute(f"create database {database}".encode())

@@ -132,7 +132,18 @@ class Fleet:
         self._client.close()
 
     def _start(self, name: str, election: str, options: Sequence[str]) -> Program:
-        command = [sys.executable, "-m", "celery", "-A", "overhead_app", "worker", "-c", "2", "-n", f"{_queue(name)}@bench"]
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "overhead_app",
+            "worker",
+            "-c",
+            "2",
+            "-n",
+            f"{_queue(name)}@bench",
+        ]
         command += ["-Q", _queue(name), "-l", "WARNING", *options]
         environment = {**self._environment, "BENCH_NODE": name, "BENCH_ELECTION": election}
         return Program(name, command, environment, self._folder)
@@ -231,9 +242,7 @@ IDLE = (
 def statements(results: Results, seconds: float) -> None:
     """Count the statements that idle fleets send, all at the same time, as Postgres logs them."""
     with ExitStack() as stack:
-        counted = [
-            (idle, nodes, stack.enter_context(_idle_fleet(idle, nodes))) for idle in IDLE for nodes in NODES
-        ]
+        counted = [(idle, nodes, stack.enter_context(_idle_fleet(idle, nodes))) for idle in IDLE for nodes in NODES]
         before = [_logged_statements(postgres) for *_, postgres in counted]
         threading.Event().wait(seconds)
         for (idle, nodes, postgres), earlier in zip(counted, before, strict=True):

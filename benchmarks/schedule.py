@@ -106,7 +106,9 @@ CONTENDERS = (
         {**LEDGER, **IN_REDIS, "beat_scheduler": REDBEATS},
         "fill_redbeat.py",
     ),
-    Contender(DJANGO_CELERY_BEAT.title, "alone", DJANGO_CELERY_BEAT.python, ("-S", DJANGOS), {}, "fill_django.py", django=True),
+    Contender(
+        DJANGO_CELERY_BEAT.title, "alone", DJANGO_CELERY_BEAT.python, ("-S", DJANGOS), {}, "fill_django.py", django=True
+    ),
     Contender(
         "celery-pgleader around django-celery-beat",
         "celery beat -S pgleader, beat_scheduler django",
@@ -228,4 +230,3 @@ def _loaded(contender: Contender, schedule: Mapping[str, float]) -> Iterator[Lan
             yield Lane(contender, beat, ear)
         finally:
             beat.end()
-

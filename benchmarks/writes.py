@@ -53,7 +53,9 @@ STATEMENTS = {
 # Whether there is a leader, and how many transactions a client makes in a second; 0 is as many as it can.
 SITUATIONS = {"nobody leads": (False, 0), "a leader relays": (True, 0), "at a moderate pace": (True, 50)}
 FIGURES = {
-    f"{situation}, {clients} clients": Figure("a transaction", f"{situation}, {clients} client{'s' * (clients > 1)}", "ms")
+    f"{situation}, {clients} clients": Figure(
+        "a transaction", f"{situation}, {clients} client{'s' * (clients > 1)}", "ms"
+    )
     for situation in SITUATIONS
     for clients in (1, 8)
 }
@@ -72,7 +74,10 @@ def run(*, quick: bool) -> Results:
         bench = Bench(postgres.url(), valkey.url)
         for situation, (has_leader, pace) in SITUATIONS.items():
             for clients in (1, 8):
-                with bench.running(bench.relay()) if has_leader else nullcontext(), _writers(bench, clients, pace) as all_:
+                with (
+                    bench.running(bench.relay()) if has_leader else nullcontext(),
+                    _writers(bench, clients, pace) as all_,
+                ):
                     _write(all_, PLAIN, 0.2)
                     for number in range(3 if quick else 21):
                         # What comes first or last has no advantage.

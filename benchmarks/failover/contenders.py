@@ -94,14 +94,28 @@ def slow_ones() -> list[Contender]:
             [sys.executable, "-m", "celery", "-A", "beat_app", "worker", "-B", "-c", "1", "-n", "{node}@bench"],
             elects=False,
         ),
-        _program(TRY_LOCK_SLOW, "poller.py", "the seed's algorithm on psycopg, at its default", BENCH_POLL=str(DEFAULT_POLL)),
+        _program(
+            TRY_LOCK_SLOW, "poller.py", "the seed's algorithm on psycopg, at its default", BENCH_POLL=str(DEFAULT_POLL)
+        ),
         *_seed(DEFAULT_POLL),
     ]
 
 
 def ours(name: str = OURS, about: str = "default settings", **conf: Any) -> Contender:
     """Return three workers with --pgleader."""
-    command = [sys.executable, "-m", "celery", "-A", "beat_app", "worker", "--pgleader", "-c", "1", "-n", "{node}@bench"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "beat_app",
+        "worker",
+        "--pgleader",
+        "-c",
+        "1",
+        "-n",
+        "{node}@bench",
+    ]
     conf |= {"pgleader_database_url": "{database}", "pgleader_election": "bench"}
     return _beat(name, about, command, store="postgres", waits=True, **conf)
 
@@ -233,14 +247,10 @@ def _program(
     command = (sys.executable, str(PROGRAMS / program))
     environment["BENCH_DATABASE"] = "{database}"
     rhythm = float(environment.get("BENCH_POLL", POLL))
-    return Contender(
-        name, about, command, environment, ticks=False, waits=waits, returns=returns, rhythm=rhythm
-    )
+    return Contender(name, about, command, environment, ticks=False, waits=waits, returns=returns, rhythm=rhythm)
 
 
-def _rival(
-    rival: Rival, suffix: str, about: str, options: list[str], owner: Owner, **conf: Any
-) -> Contender:
+def _rival(rival: Rival, suffix: str, about: str, options: list[str], owner: Owner, **conf: Any) -> Contender:
     command = [rival.python, "-m", "celery", "-A", "beat_app", "beat", "--pidfile", "", "-s", "{folder}/schedule"]
     return _beat(rival.title + suffix, about, [*command, *options], owner=owner, **conf)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,23 +80,29 @@ def in_turns(results: Results, contenders: Sequence[Contender], extent: Extent) 
 def side_by_side(results: Results, contenders: Sequence[Contender], extent: Extent) -> None:
     """Measure what takes seconds: each contender gets one fault after the other, at the same time as all others."""
     until = time.monotonic() + START + extent.seconds
+    histories: list[list[tuple[str, Outcome]]] = [[] for _ in contenders]
     with ThreadPoolExecutor(len(contenders)) as pool:
-        histories = [pool.submit(_suffer, contender, extent.bound, until) for contender in contenders]
-    for contender, history in zip(contenders, histories, strict=True):
+        suffering = [
+            pool.submit(_suffer, contender, history, extent.bound, until)
+            for contender, history in zip(contenders, histories, strict=True)
+        ]
+    for contender, history, ended in zip(contenders, histories, suffering, strict=True):
         results.about[contender.name] = contender.about
-        for fault, outcome in history.result():
+        for fault, outcome in history:
             _record(results, contender, fault, outcome, extent.bound)
+        if ended.exception():
+            # One that cannot be brought in order again does not keep the others from being measured.
+            results.notes.append(f"{contender.name} broke off after {len(history)} faults")
+            print(ended.exception(), file=sys.stderr)
 
 
-def _suffer(contender: Contender, bound: float, until: float) -> list[tuple[str, Outcome]]:
-    history: list[tuple[str, Outcome]] = []
+def _suffer(contender: Contender, history: list[tuple[str, Outcome]], bound: float, until: float) -> None:
     with Lane(contender) as lane:
         faults = [fault for fault in FAULTS if lane.applies(fault)]
         # Each at least once.
         while len(history) < len(faults) or time.monotonic() < until:
             fault = faults[len(history) % len(faults)]
             history.append((fault, lane.trial(fault, bound)))
-    return history
 
 
 def _record(results: Results, contender: Contender, fault: str, outcome: Outcome, bound: float) -> None:
