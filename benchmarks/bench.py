@@ -30,12 +30,16 @@ class Bench:
     """An app on a broker, and a leader in threads of this process."""
 
     def __init__(
-        self, database: str, broker: str, routes: Mapping[str, tuple[Route, ...]] = ROUTES, **transport_options: Any
+        self,
+        database: str,
+        broker: str,
+        routes: Mapping[str, tuple[Route, ...]] = ROUTES,
+        transport_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a term."""
         self._routes = routes
         self.app = Celery("bench", broker=broker, set_as_current=False)
-        self.app.conf.update(broker_transport_options=transport_options, task_ignore_result=True)
+        self.app.conf.update(broker_transport_options=dict(transport_options or {}), task_ignore_result=True)
 
         @self.app.task(name="bench.on_order", shared=False)
         def on_order(order: object) -> None:

@@ -76,7 +76,7 @@ def claims(results: Results, bench: Bench, sizes: tuple[int, ...], number: int) 
             began = time.perf_counter()
             ledger.claim([SlotRow("tick", slot, slot, 1, "claimed", None, str(uuid.uuid4()))])
             # The first ones are cold.
-            if turn >= 5:  # noqa: PLR2004
+            if turn >= 5:
                 results.add(OURS, f"claim, {rows} ledger rows", 1000 * (time.perf_counter() - began))
     ledger.close()
 

@@ -159,7 +159,7 @@ class Lane:
         """Return how many were run a second."""
         (sent,) = self._ear.facts("sent")
         ran = self._ear.facts("ran")
-        return len(ran) / (max(fact["at"] for fact in ran) - sent["at"])
+        return len(ran) / float(max(fact["at"] for fact in ran) - sent["at"])
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def dispatched(
 ) -> None:
     """Measure a backlog's way to the broker against a loop, in turns."""
     migrate(postgres.url())
-    bench = Bench(postgres.url(), url, **transport_options)
+    bench = Bench(postgres.url(), url, transport_options=transport_options)
     number, figure = 1_000 if quick else 10_000, f"dispatched per second, {broker}"
     bench.task.apply_async((PAYLOAD,))
     for _ in range(3):

@@ -194,7 +194,7 @@ def _watch(results: Results, lanes: Sequence[Lane], schedule: Mapping[str, float
 
 def _cpu_seconds(lane: Lane) -> float:
     times = psutil.Process(lane.beat.process.pid).cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 @contextmanager

@@ -104,9 +104,9 @@ def shown(figure: Mapping[str, Any], quantile: str, unit: str = "") -> str:
 
 def number(value: float) -> str:
     """Return three digits of a number, or all before the point."""
-    if value == 0 or abs(value) >= 100:  # noqa: PLR2004 - three digits
+    if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"  # noqa: PLR2004 - three digits
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def is_ahead(of: Mapping[str, Any], figure: str, theirs: Mapping[str, Any], quantile: str = "median") -> bool:
@@ -155,10 +155,11 @@ def _ours_first(of: Mapping[str, Any]) -> list[str]:
 
 
 def _targets(run: Run) -> str:
-    lines = ["| Target | Measured | |", "|---|---|---|"]
-    for verdict in verdicts(run["benchmarks"]):
-        lines.append(f"| {verdict.target} | {verdict.measured} | {'met' if verdict.met else '**missed**'} |")
-    return "\n".join(lines)
+    rows = [
+        f"| {verdict.target} | {verdict.measured} | {'met' if verdict.met else '**missed**'} |"
+        for verdict in verdicts(run["benchmarks"])
+    ]
+    return "\n".join(["| Target | Measured | |", "|---|---|---|", *rows])
 
 
 def _ahead(run: Run) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -260,7 +261,7 @@ class Lane:
     def _await_ready(self) -> None:
         for name in self._nodes:
             patience = START if self.contender.tells else SILENCE
-            told = self._ear.await_fact("ready", 0.0, patience, lambda fact, name=name: fact["node"] == name)
+            told = self._ear.await_fact("ready", 0.0, patience, partial(_is_of, name))
             assert told or not self.contender.tells, self._logs()
 
     def _end_nodes(self) -> None:
@@ -299,3 +300,7 @@ class Lane:
     def _logs(self) -> str:
         ends = [f"{name}: {node.logged()[-1500:]}" for name, node in self._nodes.items()]
         return "\n".join([self.contender.name, *ends])
+
+
+def _is_of(name: str, fact: dict[str, Any]) -> bool:
+    return bool(fact["node"] == name)
