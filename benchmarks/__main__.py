@@ -32,8 +32,8 @@ def main() -> int:
     """Measure, and print what came of it; or write the tables of the documentation. Return 1 if a benchmark failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measurements beside the rivals, in turns in one run. `table FILE` writes the tables of README.md and"
-        " docs/benchmarks.md from what --json has written.",
+        description="Measurements beside the rivals, in turns in one run. `table FILE` writes the tables of"
+        " README.md and docs/benchmarks.md from what --json has written.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} [all]")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: less than ten minutes for all of them")
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def measure(names: Sequence[str], *, quick: bool) -> tuple[dict[str, Any], list[str]]:
-    """Run benchmarks; return what they measured, and the names of those that failed, of which the others know nothing."""
+    """Run benchmarks, one after the other; return what they measured, and the names of those that failed."""
     install(RIVALS)
     run: dict[str, Any] = {**describe(), "quick": quick, "benchmarks": {}}
     failed = []

@@ -48,13 +48,8 @@ class Curve:
 
 ENTRIES = ("10", "1,000", "10,000")
 CURVES = (
-    Curve(
-        "lateness", "Lateness of ticks", "schedule", "lateness with {} entries", ENTRIES, "entries of the schedule", "ms"
-    ),
-    Curve(
-        "cpu", "Processor time for a tick", "schedule", "CPU for a tick with {} entries", ENTRIES,
-        "entries of the schedule", "ms",
-    ),
+    Curve("lateness", "Lateness of ticks", "schedule", "lateness with {} entries", ENTRIES, "entries", "ms"),
+    Curve("cpu", "Processor time for a tick", "schedule", "CPU for a tick with {} entries", ENTRIES, "entries", "ms"),
     Curve(
         "statements", "Statements of an idle fleet", "overhead", "statements of {} nodes", ("3", "30", "300"), "nodes",
         "statements a second",

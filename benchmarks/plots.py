@@ -22,9 +22,9 @@ def draw(benchmarks: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
 
 
 def _draw(curve: Curve, benchmarks: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    from matplotlib import pyplot  # noqa: PLC0415 - the same
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - the same
 
-    picture, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    picture, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for contender, points in curve.points(benchmarks).items():
         numbers, medians, p99s = zip(*points, strict=True)
         (line,) = axes.plot(numbers, medians, marker="o", label=contender)
@@ -36,4 +36,4 @@ def _draw(curve: Curve, benchmarks: Mapping[str, Mapping[str, Any]], path: Path)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     picture.savefig(path, metadata={"Date": None})
-    pyplot.close(picture)
+    plt.close(picture)

@@ -176,7 +176,7 @@ def _watch(results: Results, lanes: Sequence[Lane], schedule: Mapping[str, float
     began = schedule["began"] - (time.time() - time.monotonic())
 
     def lateness(fact: Mapping[str, Any]) -> float:
-        after_first = fact["at"] - began - step * fact["entry"]
+        after_first: float = fact["at"] - began - step * fact["entry"]
         return 1000 * (after_first - round(after_first / period) * period)
 
     spent = []

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 
-from celery_pgleader import Change, LeaderElector
 from telling import tell
+
+from celery_pgleader import Change, LeaderElector
 
 
 def on_change(change: Change) -> None:

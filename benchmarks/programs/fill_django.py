@@ -10,7 +10,7 @@ import django
 from django.core.management import call_command
 
 django.setup()
-from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks  # noqa: E402 - needs the set-up
+from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks  # type: ignore[import-untyped]  # noqa: E402 - needs the set-up
 
 call_command("migrate", verbosity=0)
 wanted = json.loads(os.environ["BENCH_SCHEDULE"])

@@ -11,8 +11,12 @@ from datetime import datetime, timezone
 
 from beat_app import app
 from celery.schedules import schedule
-from redbeat.decoder import RedBeatJSONEncoder
-from redbeat.schedulers import RedBeatSchedulerEntry, ensure_conf, get_redis
+from redbeat.decoder import RedBeatJSONEncoder  # type: ignore[import-untyped]
+from redbeat.schedulers import (  # type: ignore[import-untyped]
+    RedBeatSchedulerEntry,
+    ensure_conf,
+    get_redis,
+)
 
 ensure_conf(app)
 wanted = json.loads(os.environ["BENCH_SCHEDULE"])
