@@ -36,7 +36,7 @@ FIGURES = {"time": Figure("import", "processor time", "ms"), "modules": Figure("
 def run(*, quick: bool) -> Results:
     """Measure."""
     results = Results(PACKAGE, FIGURES)
-    for _ in range(5 if quick else 25):
+    for _ in range(3 if quick else 25):
         for before, code in (("", APP.strip()), *((APP, code) for code in IMPORTS)):
             command = [sys.executable, "-c", SCRIPT.format(before=before, code=code)]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()

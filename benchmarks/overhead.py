@@ -176,7 +176,7 @@ def run(*, quick: bool) -> Results:
     results.about |= ABOUT
     with fleet() as workers:
         tasks(results, workers, rounds=15 if quick else 200)
-        starts(results, workers, rounds=5 if quick else 30)
+        starts(results, workers, rounds=4 if quick else 30)
         for name in OPTIONS:
             results.add(name, "memory", workers.memory(name))
             results.add(name, "connections", workers.connections(name))

@@ -31,8 +31,8 @@ from tests.support.programs import Program
 PROGRAMS = Path(__file__).parent / "programs"
 OURS = "celery-pgleader"
 STOCK = "celery beat"
-# So much longer it is waited for those that have not loaded their entries in time.
-PATIENCE = 3
+# So much longer it is waited for those that have not loaded their entries in time, and longer still.
+PATIENCE = (1, 3, 8)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def run(*, quick: bool) -> Results:
 
 def measure(results: Results, contenders: Sequence[Contender], size: Size, window: float) -> None:
     """Have contenders tick for a while, at the same time."""
-    for loading in (size.loading, size.loading * PATIENCE):
+    for loading in (size.loading * patience for patience in PATIENCE):
         # When they were last run, by what they are told, is in the past when they are loaded.
         period = max(size.period, math.ceil(loading + min(size.window, size.step * size.entries)))
         began = time.time() + loading
@@ -150,7 +150,7 @@ def measure(results: Results, contenders: Sequence[Contender], size: Size, windo
             if not late:
                 _watch(results, lanes, schedule, window)
                 return
-    raise TimeoutError(f"{', '.join(late)} did not load {size.entries} entries within {loading:g} s")
+    results.notes.append(f"{', '.join(late)} did not load {size.entries:,} entries within {loading:g} s")
 
 
 @dataclass(frozen=True)

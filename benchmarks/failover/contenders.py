@@ -67,6 +67,16 @@ def quick_ones() -> list[Contender]:
     """Return those that hand the lock on within a second: the election alone, but for our workers."""
     return [
         _program(FLOOR, "waiter.py", "a bare psycopg session, blocked", waits=True, returns=False),
+        Contender(
+            "floor: the same, in a Celery worker",
+            "as many bytes and nearly as many threads to be torn down as ours",
+            tuple(_worker("waiting_worker")),
+            {"BENCH_BROKER": "{broker}", "BENCH_DATABASE": "{database}"},
+            ticks=False,
+            waits=True,
+            returns=False,
+            rhythm=POLL,
+        ),
         replace(ours(), rhythm=POLL),
         _program("LeaderElector", "elector.py", "celery-pgleader's election without Celery", waits=True),
         _program(TRY_LOCK, "poller.py", "the seed's algorithm on psycopg", BENCH_POLL=str(POLL)),
@@ -91,7 +101,7 @@ def slow_ones() -> list[Contender]:
         _beat(
             UNCOORDINATED,
             "no election: each of them runs the schedule",
-            [sys.executable, "-m", "celery", "-A", "beat_app", "worker", "-B", "-c", "1", "-n", "{node}@bench"],
+            _worker("beat_app", "-B"),
             elects=False,
         ),
         _program(
@@ -103,21 +113,12 @@ def slow_ones() -> list[Contender]:
 
 def ours(name: str = OURS, about: str = "default settings", **conf: Any) -> Contender:
     """Return three workers with --pgleader."""
-    command = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "beat_app",
-        "worker",
-        "--pgleader",
-        "-c",
-        "1",
-        "-n",
-        "{node}@bench",
-    ]
     conf |= {"pgleader_database_url": "{database}", "pgleader_election": "bench"}
-    return _beat(name, about, command, store="postgres", waits=True, **conf)
+    return _beat(name, about, _worker("beat_app", "--pgleader"), store="postgres", waits=True, **conf)
+
+
+def _worker(app: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "celery", "-A", app, "worker", "-c", "1", "-n", "{node}@bench", *options]
 
 
 def _redbeats() -> list[Contender]:

@@ -48,7 +48,7 @@ class Extent:
     bound: float
 
 
-QUICK = Extent(rounds=8, seconds=75, bound=12)
+QUICK = Extent(rounds=6, seconds=60, bound=12)
 FULL = Extent(rounds=50, seconds=3600, bound=90)
 
 
