@@ -114,12 +114,15 @@ def summary(samples: Samples) -> dict[str, Any]:
 
 
 def ratios(ours: str, contenders: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return each contender's medians, divided by ours; where ours is none or nothing, there is no ratio."""
+    """Return each contender's medians, divided by ours; where ours is none or nothing, there is no ratio.
+
+    Nor is there one of what may be negative.
+    """
     found: dict[str, dict[str, Any]] = {}
     for contender, figures in contenders.items():
         for name, theirs in figures.items():
             base = contenders.get(ours, {}).get(name, {}).get("median")
-            if contender == ours or not base:
+            if contender == ours or not base or min(base, theirs["median"] or 0) < 0:
                 continue
             if theirs["median"] is not None:
                 ratio = {"value": _rounded(theirs["median"] / base)}

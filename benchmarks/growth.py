@@ -6,6 +6,7 @@ fleet among those of `overhead`.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -26,6 +27,10 @@ FOLLOWERS = (2, 10, 50)
 CHANNELS = (1, 10, 100)
 NOON = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)
 PATIENCE = 60.0
+
+QUIET = logging.getLogger("benchmarks.growth")
+QUIET.addHandler(logging.NullHandler())
+QUIET.propagate = False
 
 FIGURES = {
     **{f"claim, {n} ledger rows": Figure("claim", f"{n:,} rows in the ledger", "ms") for n in LEDGER_ROWS},
@@ -111,7 +116,8 @@ def failovers(results: Results, rounds: int) -> None:
         try:
             for followers in FOLLOWERS:
                 while len(electors) < followers + 1:
-                    elector = LeaderElector(postgres.url(), election="bench", node=f"n{len(electors)}")
+                    node = f"n{len(electors)}"
+                    elector = LeaderElector(postgres.url(), election="bench", node=node, logger=QUIET)
                     elector.leadership.subscribe(on_change)
                     elector.start()
                     electors.append(elector)

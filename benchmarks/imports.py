@@ -21,6 +21,7 @@ IMPORTS = (
     PACKAGE,
     "from celery_pgleader import LeaderOnlyTask, PgLeader, current_leadership, current_slot, on_notification",
     "import psycopg",
+    "import celery_pgleader.worker.participant",
     "from celery_pgleader import *",
 )
 SCRIPT = """

@@ -101,7 +101,7 @@ def run(*, quick: bool) -> Results:
     contenders = [one for one in CONTENDERS if not absent or not one.name.startswith(absent)]
     results.about |= {contender.name: contender.about for contender in contenders}
     with EmbeddedPostgres(settings=DURABLE) as postgres, EmbeddedValkey() as valkey:
-        end_to_end(results, contenders, postgres, rounds=2 if quick else 10, number=40 if quick else 500)
+        end_to_end(results, contenders, postgres, rounds=3 if quick else 10, number=30 if quick else 500)
         dispatched(results, "Valkey", postgres, valkey.url, quick=quick)
         script = find_rabbitmq()
         if script is None:

@@ -83,11 +83,12 @@ def test_ratios_are_to_ours() -> None:
     }
 
 
-def test_nothing_has_a_ratio_to_nothing() -> None:
-    """Where ours is 0, or was not measured."""
+@pytest.mark.parametrize(("ours", "theirs"), [(0, 5), (-1, 5), (5, -1)])
+def test_nothing_has_a_ratio_to_nothing(ours: float, theirs: float) -> None:
+    """Where ours is 0, or was not measured, or where one of the two is negative."""
     made = Results("ours", FIGURES)
-    made.add("ours", "rate", 0)
-    made.add("theirs", "rate", 5)
+    made.add("ours", "rate", ours)
+    made.add("theirs", "rate", theirs)
     made.add("theirs", "lock after kill -9", 5)
     assert made.as_json()["ratios"] == {}
 
