@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ SHORT = (
     ("overhead", "memory", "memory of a worker with two children", "median"),
 )
 
+# What begins so is ours as well, set up or used in another way.
+OWN = ("celery-pgleader", "LeaderElector", "durable")
+
 Run = Mapping[str, Any]
 
 
@@ -43,16 +47,16 @@ def short(run: Run) -> str:
         of = run["benchmarks"].get(benchmark)
         if of is None or figure not in of["contenders"].get(of["ours"], {}):
             continue
-        ours, others = of["contenders"][of["ours"]][figure], []
-        for name, theirs in of["contenders"].items():
-            if name != of["ours"] and figure in theirs:
-                value = shown(theirs[figure], quantile, of["figures"][figure]["unit"])
-                others.append(
-                    (theirs[figure][quantile], f"{_bold(of, figure, theirs[figure], value, quantile)} {name}")
-                )
-        others.sort(key=lambda pair: (pair[0] is None, pair[0]), reverse=not of["figures"][figure]["lower_is_better"])
-        listed = "; ".join(words for _, words in others)
-        lines.append(f"| {words} | {shown(ours, quantile, of['figures'][figure]['unit'])} | {listed} |")
+        unit, lower_is_better = of["figures"][figure]["unit"], of["figures"][figure]["lower_is_better"]
+        others = [
+            (theirs[figure][quantile], _bold(of, name, figure, shown(theirs[figure], quantile, unit), quantile), name)
+            for name, theirs in of["contenders"].items()
+            if name != of["ours"] and figure in theirs
+        ]
+        others.sort(key=lambda other: math.inf if other[0] is None else other[0], reverse=not lower_is_better)
+        listed = "; ".join(f"{value} {name}" for _, value, name in others)
+        ours = shown(of["contenders"][of["ours"]][figure], quantile, unit)
+        lines.append(f"| {words} | {ours} | {listed} |")
     return "\n".join([*lines, "", provenance(run)])
 
 
@@ -109,10 +113,10 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def is_ahead(of: Mapping[str, Any], figure: str, theirs: Mapping[str, Any], quantile: str = "median") -> bool:
-    """Tell whether a contender does better than we do."""
-    ours = of["contenders"].get(of["ours"], {}).get(figure)
-    if ours is None or theirs[quantile] is None:
+def is_ahead(of: Mapping[str, Any], name: str, figure: str, quantile: str = "median") -> bool:
+    """Tell whether another contender does better than we do."""
+    ours, theirs = of["contenders"].get(of["ours"], {}).get(figure), of["contenders"][name][figure]
+    if name.startswith(OWN) or ours is None or theirs[quantile] is None:
         return False
     if ours[quantile] is None:
         return True
@@ -125,15 +129,15 @@ def _cell(of: Mapping[str, Any], name: str, figure: str) -> str:
     summed = of["contenders"][name].get(figure)
     if summed is None:
         return ""
-    median = _bold(of, figure, summed, shown(summed, "median"))
+    median = _bold(of, name, figure, shown(summed, "median"))
     rest = f" / {shown(summed, 'p99')} / {shown(summed, 'max')}" if summed["n"] > 1 else ""
     ratio = of["ratios"].get(name, {}).get(figure)
     times = f", {'> ' if ratio.get('at_least') else ''}{number(ratio['value'])} x" if ratio else ""
     return f"{median}{rest} ({summed['n']}){times}"
 
 
-def _bold(of: Mapping[str, Any], figure: str, theirs: Mapping[str, Any], text: str, quantile: str = "median") -> str:
-    return f"**{text}**" if is_ahead(of, figure, theirs, quantile) else text
+def _bold(of: Mapping[str, Any], name: str, figure: str, text: str, quantile: str = "median") -> str:
+    return f"**{text}**" if is_ahead(of, name, figure, quantile) else text
 
 
 def _title(figure: Mapping[str, Any]) -> str:
@@ -173,9 +177,7 @@ def _each_ahead(run: Run) -> Iterator[str]:
             ahead: Sequence[str] = [
                 f"{name} ({shown(of['contenders'][name][figure], 'median', words['unit'])})"
                 for name in of["contenders"]
-                if name != of["ours"]
-                and figure in of["contenders"][name]
-                and is_ahead(of, figure, of["contenders"][name][figure])
+                if figure in of["contenders"][name] and is_ahead(of, name, figure)
             ]
             if ahead:
                 ours = shown(of["contenders"][of["ours"]][figure], "median", words["unit"])
