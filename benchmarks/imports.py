@@ -16,14 +16,16 @@ app = Celery("shop")
 app.finalize()
 app.conf.beat_schedule
 """
-PACKAGE = "import celery_pgleader"
-IMPORTS = (
-    PACKAGE,
-    "from celery_pgleader import LeaderOnlyTask, PgLeader, current_leadership, current_slot, on_notification",
-    "import psycopg",
-    "import celery_pgleader.worker.participant",
-    "from celery_pgleader import *",
-)
+CELERY, PACKAGE = "Celery, with an app", "the package"
+IMPORTS = {
+    PACKAGE: "import celery_pgleader",
+    "what an app uses": (
+        "from celery_pgleader import LeaderOnlyTask, PgLeader, current_leadership, current_slot, on_notification"
+    ),
+    "psycopg": "import psycopg",
+    "what a worker uses": "import celery_pgleader.worker.participant",
+    "all that is public": "from celery_pgleader import *",
+}
 SCRIPT = """
 import sys, time
 {before}
@@ -38,10 +40,10 @@ def run(*, quick: bool) -> Results:
     """Measure."""
     results = Results(PACKAGE, FIGURES)
     for _ in range(3 if quick else 25):
-        for before, code in (("", APP.strip()), *((APP, code) for code in IMPORTS)):
-            command = [sys.executable, "-c", SCRIPT.format(before=before, code=code)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            name = code.splitlines()[0]
-            results.add(name, "time", float(printed[0]))
-            results.add(name, "modules", float(printed[1]))
+        for name, code in {CELERY: APP, **IMPORTS}.items():
+            script = SCRIPT.format(before="" if name == CELERY else APP, code=code)
+            printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+            milliseconds, modules = printed.split()
+            results.add(name, "time", float(milliseconds))
+            results.add(name, "modules", float(modules))
     return results
