@@ -1,4 +1,4 @@
-"""What taking part costs a worker's ordinary tasks: throughput with `--pgleader` beside without, in turns.
+"""What taking part costs a worker: its ordinary tasks, memory, connections, its start; and what a fleet costs Postgres.
 
 Three workers live through the whole run: one without, the leader, and a follower, each with a queue of its own. They
 get the same batch one after the other, the one without before and after each, so that the noise of the machine, which
@@ -9,68 +9,80 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
-import subprocess
+import re
 import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
+import psycopg
 import redis
 from celery import Celery
 
+from benchmarks.ear import Ear
+from benchmarks.figures import Figure, Results
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import observe
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from tests.support.programs import Program
 
-PLAIN, LEADER, FOLLOWER = "without", "leader", "follower"
-OPTIONS = {PLAIN: [], LEADER: ["--pgleader"], FOLLOWER: ["--pgleader"]}
+PROGRAMS = Path(__file__).parent / "programs"
+PLAIN, LEADER, FOLLOWER = "without", "celery-pgleader", "celery-pgleader, follower"
+OPTIONS: dict[str, list[str]] = {PLAIN: [], LEADER: ["--pgleader"], FOLLOWER: ["--pgleader"]}
+ABOUT = {
+    PLAIN: "a worker without --pgleader",
+    LEADER: "a worker that leads: it ticks once a second and consumes the leader queue",
+    FOLLOWER: "a worker that is a successor",
+}
+ELECTION = "bench"
 TASKS = 250
 PATIENCE = 60.0
 GLANCE = 0.001
 STAGE = "bench.stage"
+NODES = (3, 30, 300)
 
-
-@dataclass(frozen=True)
-class Turn:
-    """One batch on one worker, and the batches right before and after it on the worker that takes no part.
-
-    `rate` and `plain_rate` are tasks a second, `cpu` and `plain_cpu` milliseconds of processor time for each task.
-    """
-
-    contender: str
-    rate: float
-    plain_rate: float
-    cpu: float
-    plain_cpu: float
+FIGURES = {
+    "tasks per second": Figure("tasks", "tasks", "/s", lower_is_better=False),
+    "slower than without": Figure("tasks", "slower than without", "%"),
+    "CPU for a task": Figure("tasks", "processor time for a task", "ms"),
+    "memory": Figure("worker", "memory", "MB"),
+    "connections": Figure("worker", "connections with Postgres"),
+    "start": Figure("worker", "from start to ready", "ms"),
+    "later than without": Figure("worker", "ready later than without", "ms"),
+    "CPU of a start": Figure("worker", "processor time until ready", "ms"),
+    **{f"statements of {n} nodes": Figure("statements", f"an idle fleet of {n}", "/s") for n in NODES},
+}
 
 
 class Fleet:
     """The three workers, and the broker that they get their batches from."""
 
-    def __init__(self, database: str, broker: str, folder: Path, pool: str) -> None:
+    def __init__(self, database: str, broker: str, folder: Path, ear: Ear) -> None:
         """Start the workers, the leader before the follower; return when all consume."""
+        self._ear = ear
+        self._database = database
         self._client = redis.Redis.from_url(broker)
         self._template = _message(broker, self._client)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        environment = {
+        self._folder = folder
+        self._environment = {
             **os.environ,
+            "PYTHONPATH": str(PROGRAMS),
+            "BENCH_EAR": str(ear.port),
             "BENCH_BROKER": broker,
             "BENCH_DATABASE": database,
             "BENCH_SCHEDULE": str(folder / "schedule"),
         }
-        election = Config(database_url=database, election="bench")
+        self._workers: dict[str, Program] = {}
+        election = Config(database_url=database, election=ELECTION)
         for name, options in OPTIONS.items():
-            command = [sys.executable, "-m", "celery", "-A", "benchmarks.overhead_app", "worker", "-P", pool, "-c", "2"]
-            command += ["-n", f"{name}@bench", "-Q", name, "-l", "WARNING", *options]
-            with (folder / f"{name}.log").open("ab") as log:
-                self._processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            self._workers[name] = self._start(name, ELECTION, options)
             self.run_batch(name, 1)
             if name == LEADER:
                 _await(lambda: any(seat.role == "leader" for seat in observe(election)))
@@ -78,88 +90,210 @@ class Fleet:
     def run_batch(self, name: str, tasks: int) -> tuple[float, float]:
         """Have a worker run so many tasks; return how many a second, and milliseconds of processor time for each."""
         self._client.lpush(STAGE, *(self._copy(name) for _ in range(tasks)))
-        before = self._cpu_seconds(name)
+        before = _cpu_seconds(self._workers[name])
         began = time.monotonic()
-        self._client.rename(STAGE, name)
-        _await(lambda: not (self._client.llen(name) or self._client.hlen("unacked")))
+        self._client.rename(STAGE, _queue(name))
+        _await(lambda: not (self._client.llen(_queue(name)) or self._client.hlen("unacked")))
         seconds = time.monotonic() - began
-        return tasks / seconds, 1000 * (self._cpu_seconds(name) - before) / tasks
+        return tasks / seconds, 1000 * (_cpu_seconds(self._workers[name]) - before) / tasks
+
+    def start_up(self, options: Sequence[str]) -> tuple[float, float]:
+        """Start one more worker; return how many milliseconds it took to consume, and how many of processor time."""
+        name = f"w{uuid.uuid4().hex[:8]}"
+        began = time.monotonic()
+        worker = self._start(name, name, options)
+        ready = self._ear.await_fact("ready", began, PATIENCE, lambda fact: fact["node"] == name)
+        spent = _cpu_seconds(worker)
+        assert ready, worker.logged()
+        worker.end()
+        return 1000 * (ready["at"] - began), 1000 * spent
+
+    def memory(self, name: str) -> float:
+        """Return how much memory a worker and its children have for themselves, in megabytes."""
+        process = psutil.Process(self._workers[name].process.pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(each.memory_full_info().pss for each in family) / 1e6
+
+    def connections(self, name: str) -> int:
+        """Return how many connections with Postgres a worker and its children have."""
+        process = psutil.Process(self._workers[name].process.pid)
+        port = urlsplit(self._database).port
+        return sum(
+            connection.raddr.port == port
+            for each in (process, *process.children(recursive=True))
+            for connection in each.net_connections("tcp")
+            if connection.raddr
+        )
 
     def end(self) -> None:
         """Leave no process behind."""
-        for process in self._processes.values():
-            process.terminate()
-        for process in self._processes.values():
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        for worker in self._workers.values():
+            worker.end()
         self._client.close()
+
+    def _start(self, name: str, election: str, options: Sequence[str]) -> Program:
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "overhead_app",
+            "worker",
+            "-c",
+            "2",
+            "-n",
+            f"{_queue(name)}@bench",
+        ]
+        command += ["-Q", _queue(name), "-l", "WARNING", *options]
+        environment = {**self._environment, "BENCH_NODE": name, "BENCH_ELECTION": election}
+        return Program(name, command, environment, self._folder)
 
     def _copy(self, name: str) -> bytes:
         identity, tag = str(uuid.uuid4()), str(uuid.uuid4())
-        text = self._template.replace("NAME", name).replace("IDENTITY", identity).replace("TAG", tag)
+        text = self._template.replace("NAME", _queue(name)).replace("IDENTITY", identity).replace("TAG", tag)
         return text.encode()
-
-    def _cpu_seconds(self, name: str) -> float:
-        process = psutil.Process(self._processes[name].pid)
-        times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-        return sum(each.user + each.system for each in times)
 
 
 @contextmanager
-def fleet(pool: str) -> Iterator[Fleet]:
+def fleet() -> Iterator[Fleet]:
     """Give the workers, on servers of their own."""
     with (
         EmbeddedPostgres() as postgres,
         EmbeddedValkey() as valkey,
+        Ear() as ear,
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
     ):
-        workers = Fleet(postgres.url(), valkey.url, Path(folder), pool)
+        workers = Fleet(postgres.url(), valkey.url, Path(folder), ear)
         try:
             yield workers
         finally:
             workers.end()
 
 
-def run(*, quick: bool) -> tuple[list[Turn], str]:
-    """Measure, and return the results with a table of them."""
-    turns: list[Turn] = []
-    with fleet("prefork") as workers:
-        # Not counted: what is cold is slow.
+def run(*, quick: bool) -> Results:
+    """Measure."""
+    results = Results(LEADER, FIGURES)
+    results.about |= ABOUT
+    with fleet() as workers:
+        tasks(results, workers, rounds=15 if quick else 200)
+        starts(results, workers, rounds=4 if quick else 30)
         for name in OPTIONS:
-            workers.run_batch(name, TASKS)
-        plain = workers.run_batch(PLAIN, TASKS)
-        for number in range(20 if quick else 200):
-            contenders = [LEADER, FOLLOWER] if number % 2 else [FOLLOWER, LEADER]
-            for contender in contenders:
-                rate, cpu = workers.run_batch(contender, TASKS)
-                after = workers.run_batch(PLAIN, TASKS)
-                turns.append(Turn(contender, rate, (plain[0] + after[0]) / 2, cpu, (plain[1] + after[1]) / 2))
-                plain = after
-    return turns, table(turns)
+            results.add(name, "memory", workers.memory(name))
+            results.add(name, "connections", workers.connections(name))
+    statements(results, 12.0 if quick else 60.0)
+    return results
 
 
-def table(turns: Sequence[Turn]) -> str:
-    """Return the medians over the turns, and how far the middle half of the ratios reaches, as Markdown."""
-    lines = ["| worker | turns | tasks/s | without | ratio | middle half | CPU ms/task | without | ratio |"]
-    lines.append("|---" * 9 + "|")
-    for contender in (LEADER, FOLLOWER):
-        some = [turn for turn in turns if turn.contender == contender]
-        ratios = [turn.rate / turn.plain_rate for turn in some]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        figures = [
-            f"{len(some)}",
-            f"{statistics.median(turn.rate for turn in some):.0f}",
-            f"{statistics.median(turn.plain_rate for turn in some):.0f}",
-            f"{statistics.median(ratios):.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{statistics.median(turn.cpu for turn in some):.3f}",
-            f"{statistics.median(turn.plain_cpu for turn in some):.3f}",
-            f"{statistics.median(turn.cpu / turn.plain_cpu for turn in some):.3f}",
-        ]
-        lines.append("| " + " | ".join([contender, *figures]) + " |")
-    return "\n".join(lines)
+def tasks(results: Results, workers: Fleet, rounds: int) -> None:
+    """Have them run batches, in turns."""
+    # Not counted: what is cold is slow.
+    for name in OPTIONS:
+        workers.run_batch(name, TASKS)
+    before = workers.run_batch(PLAIN, TASKS)
+    for number in range(rounds):
+        for name in (LEADER, FOLLOWER) if number % 2 else (FOLLOWER, LEADER):
+            rate, cpu = workers.run_batch(name, TASKS)
+            after = workers.run_batch(PLAIN, TASKS)
+            results.add(name, "tasks per second", rate)
+            results.add(name, "slower than without", 100 * (1 - 2 * rate / (before[0] + after[0])))
+            results.add(name, "CPU for a task", cpu)
+            results.add(PLAIN, "tasks per second", after[0])
+            results.add(PLAIN, "CPU for a task", after[1])
+            before = after
+
+
+def starts(results: Results, workers: Fleet, rounds: int) -> None:
+    """Start workers, in turns: without, and with an election of its own, which it wins."""
+    for _ in range(rounds):
+        plain, plain_cpu = workers.start_up(OPTIONS[PLAIN])
+        ours, cpu = workers.start_up(OPTIONS[LEADER])
+        results.add(PLAIN, "start", plain)
+        results.add(PLAIN, "CPU of a start", plain_cpu)
+        results.add(LEADER, "start", ours)
+        results.add(LEADER, "CPU of a start", cpu)
+        results.add(LEADER, "later than without", ours - plain)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An idle fleet.
+
+    Attributes:
+        name: what the tables call it.
+        about: what that is.
+        kind: as fleet.py calls it.
+        poll: seconds between two tries, of pollers.
+
+    """
+
+    name: str
+    about: str
+    kind: str
+    poll: float = 0.0
+
+
+IDLE = (
+    Idle(LEADER, ABOUT[LEADER], "candidates"),
+    Idle("try-lock polling, 10 s", "the seed's algorithm on psycopg, at its default", "pollers", 10.0),
+    Idle("try-lock polling, 0.1 s", "the seed's algorithm on psycopg", "pollers", 0.1),
+)
+
+
+def statements(results: Results, seconds: float) -> None:
+    """Count the statements that idle fleets send, all at the same time, as Postgres logs them."""
+    with ExitStack() as stack:
+        counted = [(idle, nodes, stack.enter_context(_idle_fleet(idle, nodes))) for idle in IDLE for nodes in NODES]
+        before = [_logged_statements(postgres) for *_, postgres in counted]
+        threading.Event().wait(seconds)
+        for (idle, nodes, postgres), earlier in zip(counted, before, strict=True):
+            count = _logged_statements(postgres) - earlier
+            results.about.setdefault(idle.name, idle.about)
+            results.add(idle.name, f"statements of {nodes} nodes", count / seconds)
+
+
+@contextmanager
+def _idle_fleet(idle: Idle, nodes: int) -> Iterator[EmbeddedPostgres]:
+    settings = {"log_statement": "all", "max_connections": str(2 * max(NODES))}
+    with EmbeddedPostgres(settings=settings) as postgres, Ear() as ear, tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(PROGRAMS),
+            "BENCH_EAR": str(ear.port),
+            "BENCH_NODE": idle.name,
+            "BENCH_DATABASE": postgres.url(),
+            "BENCH_POLL": str(idle.poll),
+            "BENCH_FOLDER": folder,
+        }
+        command = [sys.executable, str(PROGRAMS / "fleet.py"), idle.kind, str(nodes)]
+        program = Program("fleet", command, environment, Path(folder))
+        try:
+            assert ear.await_fact("ready", 0, PATIENCE), program.logged()
+            _await_sessions(postgres, nodes)
+            yield postgres
+        finally:
+            program.end()
+
+
+def _await_sessions(postgres: EmbeddedPostgres, nodes: int) -> None:
+    query = "select count(*) >= %s from pg_stat_activity where backend_type = 'client backend'"
+    with psycopg.connect(postgres.url(), autocommit=True) as session:
+        # This session is one more.
+        _await(lambda: session.execute(query, [nodes + 1]).fetchone() == (True,), glance=0.5)
+
+
+def _logged_statements(postgres: EmbeddedPostgres) -> int:
+    return len(re.findall(r"LOG:  (?:statement|execute)", postgres.log.read_text(errors="replace")))
+
+
+def _queue(name: str) -> str:
+    """Return what a worker and its queue are called: a comma would make two queues of it."""
+    return name.replace(", ", "-")
+
+
+def _cpu_seconds(worker: Program) -> float:
+    process = psutil.Process(worker.process.pid)
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 def _message(broker: str, client: redis.Redis) -> str:
@@ -175,10 +309,10 @@ def _message(broker: str, client: redis.Redis) -> str:
     return json.dumps(message)
 
 
-def _await(is_true: Callable[[], bool]) -> None:
+def _await(is_true: Callable[[], bool], glance: float = GLANCE) -> None:
     until = time.monotonic() + PATIENCE
     never = threading.Event()
     while not is_true():
         if time.monotonic() > until:
             raise TimeoutError(f"not within {PATIENCE:g} s")
-        never.wait(GLANCE)
+        never.wait(glance)

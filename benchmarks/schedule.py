@@ -1,179 +1,260 @@
-"""How late ticks are: publication minus due instant, beside stock `celery beat`, in turns.
+"""How late ticks are: when the broker has taken the message, minus when it was due; and what a tick takes.
 
-Both run as a process of their own with the same app, broker and schedule: `celery beat`, and `celery beat -S pgleader`
-with its ledger in a Postgres that does flush to disk. The stamp is set when a message is sent.
+Each contender loads the same entries, which fall due evenly from then on. Two run at a time, each with and without
+celery-pgleader; with ten entries, which is little to do, all of them. Servers are their own; Postgres flushes to disk.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import redis
+import psycopg
 
+from benchmarks.ear import Ear
+from benchmarks.figures import Figure, Results
+from benchmarks.rivals import DJANGO_CELERY_BEAT, REDBEAT, install
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from example_app.waiting import wait_until
+from tests.support.programs import Program
 
-PERIOD = 10.0
-CONTENDERS = {"celery beat": [], "pgleader": ["-S", "pgleader"]}
-START = 8.0
+PROGRAMS = Path(__file__).parent / "programs"
+OURS = "celery-pgleader"
+STOCK = "celery beat"
+GLANCE = 0.1
+# So much longer it is waited for those that have not loaded their entries in time, and longer still.
+PATIENCE = (1, 3, 8)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one contender did in one round.
+class Size:
+    """A schedule.
 
-    Times are in milliseconds. `drift` is by how much the last ticks are later than the first, in the median.
+    Attributes:
+        entries: how many.
+        period: of each, in seconds; longer, if they take longer to load.
+        step: seconds between one tick and the next.
+        loading: seconds in which a contender has loaded them, on a machine that does nothing else.
+        at_a_time: how many contenders run at the same time.
+        window: seconds for which they are watched.
+
     """
 
-    contender: str
-    kind: str
     entries: int
-    ticks: int
-    expected: int
-    early: int
-    p50: float
-    p99: float
-    max: float
-    drift: float
-    cpu_seconds: float
+    period: int
+    step: float
+    loading: float
+    at_a_time: int
+    window: float
 
 
-def measure(kind: str, entries: int, seconds: float, rounds: int) -> list[Result]:
-    """Let the contenders run in turns."""
-    results = []
-    for _ in range(rounds):
-        for contender, options in CONTENDERS.items():
-            with (
-                EmbeddedPostgres(settings={"fsync": "on", "full_page_writes": "on"}) as postgres,
-                EmbeddedValkey() as valkey,
-                tempfile.TemporaryDirectory(prefix="bench-") as folder,
-            ):
-                results.append(
-                    _run(contender, options, kind, entries, seconds, postgres.url(), valkey.url, Path(folder))
-                )
-                print(json.dumps(asdict(results[-1])), flush=True)
+SIZES = (Size(10, 9, 0.3, 6, 6, 18), Size(1_000, 10, 0.01, 5, 2, 4), Size(10_000, 100, 0.01, 12, 2, 4))
+
+FIGURES = {
+    f"{kind} with {size.entries:,} entries": Figure(kind, f"{size.entries:,} entries", unit)
+    for kind, unit in {"lateness": "ms", "CPU for a tick": "ms", "ticks not sent": "%"}.items()
+    for size in SIZES
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A scheduler.
+
+    Attributes:
+        name: what the tables call it.
+        about: what that is.
+        python: of its environment.
+        options: for `celery beat`.
+        conf: Celery's settings; {broker} and {database} are the servers' URLs.
+        fill: what writes the entries into its own store; by default they are in Celery's settings.
+        django: whether that is Django's database.
+        registers: whether it has loaded its entries when all of them are in the ledger; otherwise, when it runs.
+
+    """
+
+    name: str
+    about: str
+    python: str
+    options: tuple[str, ...] = ()
+    conf: Mapping[str, str] = field(default_factory=dict)
+    fill: str = ""
+    django: bool = False
+    registers: bool = False
+
+
+WRAPPED = ("-S", "pgleader")
+LEDGER = {"pgleader_database_url": "{database}", "pgleader_election": "bench"}
+IN_REDIS = {"redbeat_redis_url": "{broker}"}
+REDBEATS, DJANGOS = "redbeat.RedBeatScheduler", "django_celery_beat.schedulers:DatabaseScheduler"
+CONTENDERS = (
+    Contender(STOCK, "Celery's default scheduler", sys.executable),
+    Contender(
+        OURS, "celery beat -S pgleader, around the default scheduler", sys.executable, WRAPPED, LEDGER, registers=True
+    ),
+    Contender(REDBEAT.title, "alone", REDBEAT.python, ("-S", REDBEATS), IN_REDIS, "fill_redbeat.py"),
+    Contender(
+        "celery-pgleader around RedBeat",
+        "celery beat -S pgleader, beat_scheduler RedBeat",
+        sys.executable,
+        WRAPPED,
+        {**LEDGER, **IN_REDIS, "beat_scheduler": REDBEATS},
+        "fill_redbeat.py",
+    ),
+    Contender(
+        DJANGO_CELERY_BEAT.title, "alone", DJANGO_CELERY_BEAT.python, ("-S", DJANGOS), {}, "fill_django.py", django=True
+    ),
+    Contender(
+        "celery-pgleader around django-celery-beat",
+        "celery beat -S pgleader, beat_scheduler django",
+        sys.executable,
+        WRAPPED,
+        {**LEDGER, "beat_scheduler": DJANGOS},
+        "fill_django.py",
+        django=True,
+        registers=True,
+    ),
+)
+
+
+def run(*, quick: bool) -> Results:
+    """Measure."""
+    results = Results(OURS, FIGURES)
+    missing = install((REDBEAT, DJANGO_CELERY_BEAT))
+    results.notes += [f"{rival.title} could not be installed: {why}" for rival, why in missing.items()]
+    contenders = [one for one in CONTENDERS if one.name not in {rival.title for rival in missing}]
+    results.about |= {contender.name: contender.about for contender in contenders}
+    for number in range(1 if quick else 5):
+        for size in SIZES:
+            groups = [contenders[at : at + size.at_a_time] for at in range(0, len(contenders), size.at_a_time)]
+            for group in groups:
+                # Who comes first or last has no advantage.
+                measure(results, group if number % 2 else group[::-1], size, size.window * (1 if quick else 5))
     return results
 
 
-def run(*, quick: bool) -> tuple[list[Result], str]:
-    """Measure, and return the results with a table of them."""
-    rounds = 1 if quick else 3
-    results = [
-        *measure("spread", 1_000, 60, rounds),
-        *measure("burst", 1_000, 30, rounds),
-        *([] if quick else measure("burst", 10_000, 75, 1)),
-    ]
-    return results, table(results)
+def measure(results: Results, contenders: Sequence[Contender], size: Size, window: float) -> None:
+    """Have contenders tick for a while, at the same time."""
+    for loading in (size.loading * patience for patience in PATIENCE):
+        # When they were last run, by what they are told, is in the past when they are loaded.
+        period = max(size.period, math.ceil(loading + min(size.window, size.step * size.entries)))
+        began = time.time() + loading
+        schedule = {"entries": size.entries, "period": period, "step": size.step, "began": began}
+        with ExitStack() as stack:
+            lanes = [stack.enter_context(_loaded(contender, schedule)) for contender in contenders]
+            late = [lane.contender.name for lane in lanes if not _has_loaded(lane, size.entries, began)]
+            if not late:
+                _watch(results, lanes, schedule, window)
+                return
+    results.notes.append(f"{', '.join(late)} did not load {size.entries:,} entries within {loading:g} s")
 
 
-def table(results: Sequence[Result]) -> str:
-    """Return the medians over the rounds, and the ratio of each to stock's, as Markdown."""
-    lines = ["| schedule | entries | contender | ticks | early | p50 ms | p99 ms | max ms | p99 to stock's | CPU s |"]
-    lines.append("|---" * 10 + "|")
-    for kind, entries in dict.fromkeys((result.kind, result.entries) for result in results):
-        stock = 0.0
-        for contender in CONTENDERS:
-            some = [r for r in results if (r.kind, r.entries, r.contender) == (kind, entries, contender)]
-            p99 = statistics.median(r.p99 for r in some)
-            stock = stock or p99
-            ticks = f"{sum(r.ticks for r in some)} of {sum(r.expected for r in some)}"
-            figures = [
-                str(sum(r.early for r in some)),
-                _middle(r.p50 for r in some),
-                f"{p99:.1f}",
-                f"{max(r.max for r in some):.1f}",
-                f"{p99 / stock:.2f}",
-                _middle(r.cpu_seconds for r in some),
-            ]
-            lines.append("| " + " | ".join([kind, f"{entries:,}", contender, ticks, *figures]) + " |")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Lane:
+    """A contender that loads its entries.
+
+    Attributes:
+        contender: which.
+        database: its Postgres.
+        beat: its process.
+        ear: hears its ticks.
+
+    """
+
+    contender: Contender
+    database: str
+    beat: Program
+    ear: Ear
 
 
-def _middle(values: Iterable[float]) -> str:
-    return f"{statistics.median(values):.1f}"
+def _has_loaded(lane: Lane, entries: int, by: float) -> bool:
+    """Tell whether a contender has loaded its entries in time."""
+    if not lane.ear.await_fact("ready", 0, by - time.time()):
+        return False
+    if not lane.contender.registers:
+        return True
+    query = "select count(*) >= %s from pgleader.entries"
+    with psycopg.connect(lane.database, autocommit=True) as session:
+
+        def has_registered() -> bool:
+            try:
+                return session.execute(query, [entries]).fetchone() == (True,)
+            except psycopg.errors.UndefinedTable:
+                return False
+
+        return wait_until(has_registered, by - time.time(), GLANCE) is not None
 
 
-def _run(
-    contender: str,
-    options: list[str],
-    kind: str,
-    entries: int,
-    seconds: float,
-    database: str,
-    broker: str,
-    folder: Path,
-) -> Result:
-    # The first slot comes when everything has started.
-    began = time.time() + START
-    if kind == "burst":
-        began = (began // 60 + 1) * 60 - 1
-    environment = {
-        **os.environ,
-        "BENCH_BROKER": broker,
-        "BENCH_DATABASE": database,
-        "BENCH_SCHEDULE": json.dumps({"kind": kind, "entries": entries, "period": PERIOD, "began": began}),
-    }
-    command = [sys.executable, "-m", "celery", "-A", "benchmarks.beat_app", "beat", "--pidfile", ""]
-    command += ["-s", str(folder / "schedule"), "-l", "WARNING", *options]
-    with (folder / "log").open("ab") as log:
-        beat = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        threading.Event().wait(max(0.0, began + seconds - time.time()))
-        times = psutil.Process(beat.pid).cpu_times()
-    finally:
-        beat.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            beat.wait(10)
-        beat.kill()
-    with redis.Redis.from_url(broker) as client:
-        messages: list[Any] = client.lrange("celery", 0, -1)
-    headers = [json.loads(message)["headers"] for message in messages]
-    sent = sorted((h["bench_sent_at"], h["bench_entry"]) for h in headers if h["bench_sent_at"] >= began)
-    return _sum_up(contender, kind, entries, seconds, began, sent, times.user + times.system)
+def _watch(results: Results, lanes: Sequence[Lane], schedule: Mapping[str, float], window: float) -> None:
+    entries, period, step = int(schedule["entries"]), schedule["period"], schedule["step"]
+    due = sum(math.ceil((window - step * number) / period) for number in range(entries) if step * number < window)
+    # By the clock of the facts.
+    began = schedule["began"] - (time.time() - time.monotonic())
+
+    def lateness(fact: Mapping[str, Any]) -> float:
+        after_first: float = fact["at"] - began - step * fact["entry"]
+        return 1000 * (after_first - round(after_first / period) * period)
+
+    spent = []
+    for at in (began, began + window):
+        threading.Event().wait(max(0.0, at - time.monotonic()))
+        spent.append([_cpu_seconds(lane) for lane in lanes])
+    for lane, before, after in zip(lanes, *spent, strict=True):
+        facts = [fact for fact in lane.ear.facts("tick", began) if fact["at"] < began + window]
+        name, suffix = lane.contender.name, f"with {entries:,} entries"
+        results.add(name, f"ticks not sent {suffix}", max(0.0, 100 * (1 - len(facts) / due)))
+        if facts:
+            results.add(name, f"CPU for a tick {suffix}", 1000 * (after - before) / len(facts))
+            results.add(name, f"lateness {suffix}", *map(lateness, facts))
 
 
-def _sum_up(
-    contender: str,
-    kind: str,
-    entries: int,
-    seconds: float,
-    began: float,
-    sent: list[tuple[float, int]],
-    cpu_seconds: float,
-) -> Result:
-    if kind == "burst":
-        late = [at - (at + 1) // 60 * 60 for at, _ in sent]
-        expected = entries * int((seconds - 1) // 60 + 1)
-    else:
-        step = PERIOD / entries
-        phases = ((at, began + number * step) for at, number in sent)
-        late = [at - phase - round((at - phase) / PERIOD) * PERIOD for at, phase in phases]
-        expected = int(seconds / step)
-    values = sorted(1000 * lateness for lateness in late) or [float("nan")]
-    quarter = max(1, len(late) // 4)
-    drift = statistics.median(late[-quarter:]) - statistics.median(late[:quarter]) if late else float("nan")
-    return Result(
-        contender=contender,
-        kind=kind,
-        entries=entries,
-        ticks=len(sent),
-        expected=expected,
-        early=sum(value < 0 for value in values),
-        p50=round(values[len(values) // 2], 2),
-        p99=round(values[int(len(values) * 0.99)], 2),
-        max=round(values[-1], 2),
-        drift=round(1000 * drift, 2),
-        cpu_seconds=round(cpu_seconds, 2),
-    )
+def _cpu_seconds(lane: Lane) -> float:
+    times = psutil.Process(lane.beat.process.pid).cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def _loaded(contender: Contender, schedule: Mapping[str, float]) -> Iterator[Lane]:
+    durable = {"fsync": "on", "full_page_writes": "on"}
+    with (
+        EmbeddedPostgres(settings=durable) as postgres,
+        EmbeddedValkey() as valkey,
+        Ear() as ear,
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+    ):
+        conf = json.dumps(dict(contender.conf))
+        for place, url in {"{database}": postgres.url(), "{broker}": valkey.url}.items():
+            conf = conf.replace(place, url)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(PROGRAMS),
+            "BENCH_EAR": str(ear.port),
+            "BENCH_NODE": contender.name,
+            "BENCH_BROKER": valkey.url,
+            "BENCH_CONF": conf,
+            "BENCH_SCHEDULE": json.dumps(schedule),
+        }
+        if contender.django:
+            environment |= {"BENCH_DATABASE": postgres.url(), "DJANGO_SETTINGS_MODULE": "django_settings"}
+        if contender.fill:
+            subprocess.run([contender.python, str(PROGRAMS / contender.fill)], env=environment, check=True)
+            del environment["BENCH_SCHEDULE"]
+        command = [contender.python, "-m", "celery", "-A", "beat_app", "beat", "--pidfile", "", "-l", "WARNING"]
+        command += ["-s", str(Path(folder, "schedule")), *contender.options]
+        beat = Program("beat", command, environment, Path(folder))
+        try:
+            yield Lane(contender, postgres.url(), beat, ear)
+        finally:
+            beat.end()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from celery import Celery
+from celery.signals import worker_ready
+from telling import tell
 
 app = Celery("overhead_app", broker=os.environ["BENCH_BROKER"])
 app.conf.update(
@@ -15,7 +18,7 @@ app.conf.update(
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
     pgleader_database_url=os.environ["BENCH_DATABASE"],
-    pgleader_election="bench",
+    pgleader_election=os.environ["BENCH_ELECTION"],
 )
 
 
@@ -27,3 +30,9 @@ def nothing() -> None:
 @app.task(name="lead", leader_only=True)
 def lead() -> None:
     """Have the leader consume the leader queue."""
+
+
+@worker_ready.connect
+def tell_of_worker(**_: Any) -> None:
+    """Say that the worker consumes."""
+    tell("ready")
