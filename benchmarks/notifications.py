@@ -96,7 +96,7 @@ def run(*, quick: bool) -> Results:
     """Measure."""
     results = Results(OURS, FIGURES)
     missing = install((PROCRASTINATE, PGQUEUER))
-    results.notes += [f"{rival.title} could not be installed: {why}" for rival, why in missing.items()]
+    results.notes += [f"{rival.title} could not be installed" for rival in missing]
     absent = tuple(rival.title for rival in missing)
     contenders = [one for one in CONTENDERS if not absent or not one.name.startswith(absent)]
     results.about |= {contender.name: contender.about for contender in contenders}

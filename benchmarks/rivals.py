@@ -65,14 +65,15 @@ PGQUEUER = Rival("pgqueuer", "1.6.0", ("asyncpg==0.32.0",))
 RIVALS = (REDBEAT, SINGLE_BEAT, MULTIBEAT, LEASED_BEAT, DJANGO_CELERY_BEAT, PROCRASTINATE, PGQUEUER)
 
 
-def install(rivals: Sequence[Rival]) -> dict[Rival, str]:
-    """Make the environments that are not there yet; return for each that cannot be made, why."""
+def install(rivals: Sequence[Rival]) -> list[Rival]:
+    """Make the environments that are not there yet; return the rivals for which pip cannot, and print what it said."""
     making = {rival: _begin(rival) for rival in rivals if not _stamp(rival).exists()}
-    failed = {}
+    failed = []
     for rival, process in making.items():
         output, _ = process.communicate()
         if process.returncode:
-            failed[rival] = next((line for line in output.splitlines() if "ERROR" in line), "pip failed")
+            failed.append(rival)
+            print(output, file=sys.stderr)
         else:
             _stamp(rival).touch()
     return failed

@@ -56,7 +56,7 @@ def run(*, quick: bool) -> Results:
     extent = QUICK if quick else FULL
     results = Results(OURS, FIGURES)
     missing = install(RIVALS)
-    results.notes += [f"{rival.title} could not be installed: {why}" for rival, why in missing.items()]
+    results.notes += [f"{rival.title} could not be installed" for rival in missing]
     in_turns(results, quick_ones(), extent)
     absent = tuple(rival.title for rival in missing)
     suffering: list[tuple[Contender, Sequence[str]]] = [
