@@ -351,10 +351,11 @@ def test_watch_and_unwatch(celery: Callable[..., Result], db: Connection) -> Non
 
 
 def description(db: Connection) -> list[tuple[str, str]]:
-    """Return the definitions of triggers and of their functions."""
+    """Return the definitions of triggers and of their functions, but for the schema's own."""
     return db.execute(
         "select pg_get_triggerdef(t.oid), pg_get_functiondef(t.tgfoid) from pg_trigger t"
-        " where not t.tgisinternal order by 1"
+        " join pg_class c on c.oid = t.tgrelid"
+        " where not t.tgisinternal and c.relnamespace <> 'pgleader'::regnamespace order by 1"
     ).fetchall()
 
 

@@ -82,6 +82,8 @@ class Proxy:
     def close(self) -> None:
         """Close everything."""
         self._closed = True
+        # First, so that what is held back comes through no more.
+        self.cut()
         self.restore()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

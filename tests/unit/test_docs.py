@@ -224,7 +224,7 @@ REFERENCES = {
     ),
     "worker events": (worker_events(), "operations.md", r"`(worker-[a-z-]+)`"),
     "remote control": (
-        {name for name in Panel.data if name.startswith("pgleader")},
+        {name for name, command in Panel.meta.items() if name.startswith("pgleader") and command.visible},
         "operations.md",
         r"^celery -A proj (?:inspect|control -d \S+) (pgleader\w*)$",
     ),
