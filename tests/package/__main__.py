@@ -43,6 +43,8 @@ def main(folder: Path) -> None:
     _run(full, "-m", "pip", "install", "--quiet", f"{wheel}[binary]", "pytest", "typing_extensions")
     _run(full, "-m", "pip", "check")
     shutil.copy(TRY, elsewhere / "test_trying.py")
+    # Or the repository's configuration would be found above it.
+    (elsewhere / "pytest.ini").write_text("[pytest]\n")
     _run(full, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=elsewhere)
     shutil.copy(API, elsewhere / "api.py")
     _run(sys.executable, "-m", "mypy", "--strict", "--python-executable", full, "api.py", cwd=elsewhere)
