@@ -57,9 +57,8 @@ def resign(config: Config, session: Session, to: str | None) -> Done:
         _check_can_lead(overview, to)
         if overview.leading_node == to:
             return Done({"leader": to, "term": overview.term, "changed": False}, f"{to} leads already")
-    term, node, _ = session.execute(statements.RESIGN, {"election": config.election, "at": None, "to": to}).fetchall()[
-        0
-    ]
+    parameters = {"election": config.election, "at": None, "to": to}
+    ((term, node, _),) = session.execute(statements.RESIGN, parameters).fetchall()
     new_term, new_node, gap = _await_handover(config, session, term, node)
     words = f"{new_node} leads, term {new_term}"
     words += f"; nobody led for {duration(gap)}" if gap is not None else ""
