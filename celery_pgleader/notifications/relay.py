@@ -127,6 +127,7 @@ class Round:
         self._pause = FIRST_REST
         self._nap = FIRST_NAP
         self._lay_down = -math.inf
+        self._asleep = False
 
     def go_on(self, ended: threading.Event) -> None:
         """Dispatch what waits and what comes."""
@@ -135,11 +136,13 @@ class Round:
             try:
                 more = self.turn()
             except NotTaken as away:
+                self._get_up()
                 logger.warning("pgleader: notifications wait for the broker, %g s: %s", self._pause, away)
                 ended.wait(self._pause)
                 self._pause = min(LONGEST_REST, self._pause * 2)
                 continue
             self._pause = FIRST_REST
+            self._get_up()
             if more:
                 self._nap = FIRST_NAP
             else:
@@ -282,6 +285,7 @@ class Round:
             return
         self._lay_down = now
         until = min([now + POLL, *(rest_until for _, rest_until in self._resting.values())])
+        self._asleep = True
         if not self._mailbox.lie_down(lightly=self._nap > FIRST_NAP):
             until = min(until, now + self._nap)
             self._nap = min(LONGEST_NAP, self._nap * 2)
@@ -292,7 +296,12 @@ class Round:
                 if self._mailbox.wait(min(GLANCE, left)):
                     self._nap = FIRST_NAP
                     break
-        self._mailbox.get_up()
+
+    def _get_up(self) -> None:
+        # Not before what woke it is dispatched: that would be one more answer to wait for.
+        if self._asleep:
+            self._mailbox.get_up()
+            self._asleep = False
 
 
 def _one_of_each_key(letters: Sequence[Letter]) -> list[list[Letter]]:

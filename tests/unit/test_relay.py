@@ -328,14 +328,14 @@ def test_with_nothing_to_do_it_sleeps() -> None:
     """Until it is woken; then it is up while it works."""
     nights = Nights(make(1))
     diary = nights.told(nights.pass_by(), nights.wake(make(2)))
-    assert diary == ["sleep", "0.10 s", "0.10 s", "got up", "sleep", "0.10 s", "got up"]
+    assert diary == ["sleep", "0.10 s", "0.10 s", "got up", "sleep", "0.10 s"]
     assert nights.desk.courier.taken == [1, 2]
 
 
 def test_it_looks_again_without_a_wake_up() -> None:
     """After a while."""
     nights = Nights()
-    assert nights.told(nights.pass_by(POLL)) == ["sleep", "0.10 s", "got up", "sleep", "0.10 s", "got up"]
+    assert nights.told(nights.pass_by(POLL)) == ["sleep", "0.10 s", "got up", "sleep", "0.10 s"]
 
 
 def test_it_looks_when_a_rest_is_over() -> None:
@@ -343,7 +343,7 @@ def test_it_looks_when_a_rest_is_over() -> None:
     nights = Nights(make(1, payload='"bad"'))
     nights.mailbox.is_any_waiting = lambda **_: False  # type: ignore[method-assign]  # it rests
     diary = nights.told(nights.pass_by(FIRST_REST - 0.02), nights.pass_by(0.03))
-    assert diary == ["sleep", "0.10 s", "0.02 s", "got up", "sleep", "0.10 s", "got up"]
+    assert diary == ["sleep", "0.10 s", "0.02 s", "got up", "sleep", "0.10 s"]
     assert nights.desk.courier.taken == [1], "as it can be sent now"
 
 
@@ -366,7 +366,7 @@ def test_who_may_not_act_sleeps() -> None:
     """Whatever waits."""
     nights = Nights(make(1))
     nights.desk.may_act = False
-    assert nights.told() == ["sleep", "0.10 s", "got up"]
+    assert nights.told() == ["sleep", "0.10 s"]
     assert nights.desk.courier.taken == []
 
 
@@ -381,7 +381,7 @@ def test_what_came_before_it_lay_down_is_seen() -> None:
         return original(lightly=lightly)
 
     nights.mailbox.lie_down = lie_down  # type: ignore[method-assign]  # a sender who was on the way
-    assert nights.told() == ["sleep", "got up", "nap 0.010 s", "sleep", "0.10 s", "got up"]
+    assert nights.told() == ["sleep", "got up", "nap 0.010 s", "sleep", "0.10 s"]
     assert nights.desk.courier.taken == [1]
 
 
