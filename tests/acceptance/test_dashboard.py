@@ -126,7 +126,7 @@ def test_orders(workers: Workers, dashboard: Dashboard, browser: Browser) -> Non
     (other,) = (worker for worker in workers.workers if worker is not leader)
     with looking(browser, dashboard.url, **DESK) as page:
         await_who(page, leader.node)
-        assert page.get_by_role("button", name="Run now").count() == 0
+        expect(page.get_by_role("button", name="Run now")).to_have_count(0)
         sign_in(page, dashboard)
         page.get_by_role("button", name="Run now tick").click()
         expect(page.locator(".banner[role=status]")).to_contain_text("tick was published, as task")
@@ -147,7 +147,7 @@ def test_orders(workers: Workers, dashboard: Dashboard, browser: Browser) -> Non
         assert violations(page) == []
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("link", name="Sign in")).to_be_visible()
-        assert page.get_by_role("button", name="Run now").count() == 0
+        expect(page.get_by_role("button", name="Run now")).to_have_count(0)
 
 
 def test_an_order_without_the_token_is_refused(workers: Workers, dashboard: Dashboard) -> None:

@@ -53,7 +53,7 @@ def on_received(request: Any, **_: Any) -> None:
 @app.task(bind=True, name="relaying.take")
 def take(self: Any, payload: dict[str, Any]) -> None:
     """Take a durable notification."""
-    tell("run", id=self.request.id, **payload)
+    tell("run", id=self.request.id, notification=self.request.get("pgleader_notification")["id"], **payload)
 
 
 @app.task(name="relaying.hear")

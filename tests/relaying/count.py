@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Count:
         lost_on_the_way: never run either, but no consumer has received them. Redis lets go of a message before the
             consumer has it: from each connection that breaks, it loses one at most.
         unwritten: run, though their transaction was not committed.
-        run_twice: run more than once.
+        run_twice: run more than once, though the guard could tell.
+        run_unguarded: run more than once, and the worker said of it that the database was away: it could not tell.
         ids: task ids of one notification beyond its first: they would not be told to be the same.
         redelivered: deliveries that repeat an earlier one, under the same task id.
         out_of_order: first deliveries within a key that came before one that had been committed when they were begun.
@@ -40,6 +41,7 @@ class Count:
     lost_on_the_way: int = 0
     unwritten: int = 0
     run_twice: int = 0
+    run_unguarded: int = 0
     ids: int = 0
     redelivered: int = 0
     out_of_order: int = 0
@@ -60,7 +62,11 @@ def read_facts(path: Path) -> list[dict[str, Any]]:
 
 
 def count_notifications(
-    written: Sequence[Written], facts: Iterable[dict[str, Any]], dead: int, redis_may_lose: int = 0
+    written: Sequence[Written],
+    facts: Iterable[dict[str, Any]],
+    dead: int,
+    unguarded: Collection[int] = (),
+    redis_may_lose: int = 0,
 ) -> Count:
     """Return what became of everything that was written.
 
@@ -68,18 +74,21 @@ def count_notifications(
         written: durable notifications, and as many raw ones.
         facts: what the consumer has told.
         dead: dead letters.
+        unguarded: ids of those of which the worker said that it could not ask, or not write down, whether they ran.
         redis_may_lose: connections between Redis and the consumer that were broken.
 
     """
     by_name = {(item.client, item.number): item for item in written}
     ids: dict[Name, Counter[str]] = defaultdict(Counter)
     runs: Counter[Name] = Counter()
+    known: Counter[Name] = Counter()
     heard: Counter[Name] = Counter()
     first: dict[str, list[Name]] = defaultdict(list)
     for fact in facts:
         name = fact["client"], fact["number"]
         if fact["what"] == "run":
             runs[name] += 1
+            known[name] += fact["notification"] not in unguarded
         elif fact["what"] == "heard":
             heard[name] += 1
         else:
@@ -93,7 +102,8 @@ def count_notifications(
         lost=lost - on_the_way,
         lost_on_the_way=on_the_way,
         unwritten=len(runs.keys() - by_name.keys()),
-        run_twice=sum(number > 1 for number in runs.values()),
+        run_twice=sum(number > 1 for number in known.values()),
+        run_unguarded=sum(number > 1 and not known[name] for name, number in runs.items()),
         ids=sum(len(some) - 1 for some in ids.values()),
         redelivered=sum(sum(some.values()) - len(some) for some in ids.values()),
         out_of_order=sum(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ KINDS = ("kill", "stop", "terminate", "terminate relay")
 PATIENCE = 90.0
 ELECTION = "relaying"
 CLIENTS, KEYS, NODES = 8, 100, 3
+# What the worker says of a run while the database is away.
+UNGUARDED = re.compile(r"(?:cannot tell whether|could not write down how) notification (\d+) on")
 
 
 class Driver:
@@ -99,6 +102,7 @@ class Driver:
             written,
             read_facts(self._facts),
             self._ask("select count(*) from pgleader.dead_letters"),
+            {int(number) for number in UNGUARDED.findall(self._worker.logged())},
             self.kinds["restart broker"] if self._is_on_redis else 0,
         )
 
