@@ -182,7 +182,8 @@ def open_session(
 
 def _connect(conninfo: str) -> Session:
     try:
-        # No prepared statements: they would be of use to none of the few statements that are ever sent.
+        # No prepared statements, but where few of them are sent often: a plan for any values is the worse one for many
+        # entries, and for those that are sent now and then there is nothing to be gained.
         session = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
     except UnicodeError as error:
         raise psycopg.OperationalError(f"the host's name cannot be looked up: {error}") from None

@@ -17,6 +17,8 @@ from celery_pgleader.store.session import LONGEST_STATEMENT, open_leaders_sessio
 
 BATCH = 500
 BATCH_BYTES = 4_000_000
+# A statement that was asked so often is prepared.
+PREPARE_AFTER = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Mailbox:
         self._election = config.election
         self._channels = list(channels)
         self._may_act = may_act
-        self._session = open_leaders_session(config, "relay", term.node, statements.LISTEN)
+        self._session = open_leaders_session(config, "relay", term.node, statements.LISTEN, statements.PLAN_ONCE)
+        self._session.prepare_threshold = PREPARE_AFTER
         set_json_loads(_as_it_is, self._session)
 
     def waiting(

@@ -274,6 +274,14 @@ select set_config('search_path', 'pg_catalog, pg_temp', false),
        set_config('tcp_keepalives_interval', '5', false),
        set_config('tcp_keepalives_count', '3', false)
 """
+# Where a few statements are asked over and over: each is planned once, and so without a look at how much is there. A
+# plan that was made while nothing waited must not read through everything when a million do.
+PLAN_ONCE = """
+select set_config('plan_cache_mode', 'force_generic_plan', false),
+       set_config('enable_seqscan', 'off', false),
+       set_config('jit', 'off', false)
+"""
+
 TRY_RUN = "select pg_try_advisory_lock(%(key)s::bigint)"
 END_RUN = "select pg_advisory_unlock(%(key)s::bigint)"
 
@@ -322,7 +330,14 @@ select id, uid, channel, key, payload, attempts
 """
 )
 
-IS_ANY_WAITING = "select " + _LATEST + " and exists (select from pgleader.notifications n where" + _AWAKE + ")"
+# Along the primary key: what was deleted, and not been vacuumed yet, is passed over there sooner.
+IS_ANY_WAITING = (
+    "select "
+    + _LATEST
+    + " and (select n.id from pgleader.notifications n where"
+    + _AWAKE
+    + " order by n.id limit 1) is not null"
+)
 
 NEWEST = "select coalesce(max(id), 0) from pgleader.notifications"
 

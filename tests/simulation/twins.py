@@ -478,6 +478,13 @@ def stay(tx: Transaction) -> Steps:
     yield
 
 
+@twin(store_statements.PLAN_ONCE)
+def plan_once(tx: Transaction) -> Steps:
+    """Have no plan be made again."""
+    return [("force_generic_plan", "off", "off")]
+    yield
+
+
 @twin(store_statements.TRY_RUN)
 def try_run(tx: Transaction, *, key: int) -> Steps:
     """Begin a run."""
