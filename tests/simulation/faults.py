@@ -182,6 +182,8 @@ def _fade(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
     process, ttl = node.process, node.config.ttl
     assert process is not None
     process.lag, process.lag_until = 0.3 * ttl, node.world.now + ttl
+    # Until what was sent last has arrived.
+    process.disturb(process.lag_until + process.lag)
     node.world.at(
         node.world.now + ttl * seconds % 0.9, process.cut_until.__setitem__, "postgres", node.world.now + seconds
     )
