@@ -57,7 +57,7 @@ class Mailbox:
         self._election = config.election
         self._channels = list(channels)
         self._may_act = may_act
-        self._session = open_leaders_session(config, "relay", term.node, statements.LISTEN, statements.PLAN_ONCE)
+        self._session = open_leaders_session(config, "relay", term.node, statements.LISTEN, statements.RELAY)
         self._session.prepare_threshold = PREPARE_AFTER
         set_json_loads(_as_it_is, self._session)
 

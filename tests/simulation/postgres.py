@@ -212,6 +212,8 @@ class Session:
         self.pid = pid
         self.application_name = ""
         self.idle_timeout: float | None = None
+        # Whether what it commits is on disk then.
+        self.durable = True
         self.channels: set[str] = set()
         self.woken: Callable[[], object] = lambda: None
         self.transaction: Transaction | None = None
@@ -262,7 +264,7 @@ class Transaction:
         """Begin."""
         self.session = session
         self.database = session.database
-        self.durable = True
+        self.durable = session.durable
         self.notified: set[str] = set()
         # The term for which it writes, for those who check.
         self.fenced: tuple[str, int] | None = None

@@ -478,10 +478,11 @@ def stay(tx: Transaction) -> Steps:
     yield
 
 
-@twin(store_statements.PLAN_ONCE)
-def plan_once(tx: Transaction) -> Steps:
-    """Have no plan be made again."""
-    return [("force_generic_plan", "off", "off")]
+@twin(store_statements.RELAY)
+def relay(tx: Transaction) -> Steps:
+    """Have the session not wait for the disk."""
+    tx.session.durable = False
+    return [("off", "force_generic_plan", "off", "off")]
     yield
 
 
