@@ -275,8 +275,8 @@ select set_config('search_path', 'pg_catalog, pg_temp', false),
        set_config('tcp_keepalives_count', '3', false)
 """
 # In the relay's session. What a crash of the server loses of it is dispatched again, under the same task ids, so nobody
-# waits for the disk. Its few statements are asked over and over: each is planned once, and so without a look at how much
-# is there. A plan that was made while nothing waited must not read through everything when a million do.
+# waits for the disk. Its few statements are asked over and over: each is planned once, and so without a look at how
+# much is there. A plan that was made while nothing waited must not read through everything when a million do.
 RELAY = """
 select set_config('synchronous_commit', 'off', false),
        set_config('plan_cache_mode', 'force_generic_plan', false),
