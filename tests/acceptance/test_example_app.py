@@ -177,13 +177,13 @@ def test_an_interrupt_leaves_no_process_behind(
 ) -> None:
     """Whenever and however the demo is ended, all that it has started ends with it."""
     demo = start_demo("--seconds", "60")
-    eventually(lambda: moment in demo.output)
+    eventually(lambda: moment in demo.output, timeout=90)
     demo.remember_processes()
 
     demo.process.send_signal(how)
 
-    assert demo.process.wait(30) == (-how if how == signal.SIGKILL else 128 + how), demo.output
-    eventually(lambda: not demo.left_over())
+    assert demo.process.wait(60) == (-how if how == signal.SIGKILL else 128 + how), demo.output
+    eventually(lambda: not demo.left_over(), timeout=60)
     # A process that is killed cannot clean up behind itself.
     assert how == signal.SIGKILL or not list(demo.temp.iterdir())
 

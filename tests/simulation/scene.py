@@ -110,6 +110,9 @@ def draw(seed: int) -> History:
         )
         operations += WORK
     number = 0 if sends and random.random() < 0.2 else random.randint(1, 5)
+    if not number:
+        # Where nothing goes wrong, each is followed by another while the relay is up.
+        sends += [_follow(random, send) for send in sends]
     faults = draw_faults(random, number, nodes, until, operations)
     return History(
         seed,
@@ -128,6 +131,11 @@ def _draw_send(random: Random, until: float, number: int) -> Send:
     key = random.choice((None, "a", "a", "b"))
     held = random.choice((0.001, 0.02, 0.5)) * random.random()
     return Send(random.uniform(0, until), held, random.random() < 0.9, key, number)
+
+
+def _follow(random: Random, send: Send) -> Send:
+    at = send.at + send.seconds + 0.03 * random.random()
+    return replace(send, at=at, seconds=0.03 * random.random(), number=100 + send.number)
 
 
 @lru_cache

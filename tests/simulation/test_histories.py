@@ -15,7 +15,7 @@ from tests.simulation.planted import BUGS
 
 PARTS, HISTORIES = 4, 2_500
 # By then each planted bug is found.
-MOST = 20_000
+MOST = 10_000
 
 
 def simulate(*options: object, **environ: str) -> Any:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 # As root, without a network, and without looking for one.
 OPTIONS = [
@@ -20,6 +20,8 @@ OPTIONS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# Milliseconds for whatever a page is expected to come to show.
+expect.set_options(timeout=60_000)
 
 
 def find_chromium() -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 GLANCE = 0.01
 
 
-def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:
+def eventually(condition: Callable[[], object], timeout: float = 60.0) -> None:
     """Wait until a condition is true, and fail if it has not become so in time.
 
     Args:
