@@ -40,6 +40,8 @@ REFUSED_REST = 2.0
 MOST_REFUSED = 3
 # How many lone ones are let past a backlog in one go.
 PAST = 100
+# After so many in one go, more are looked for at once.
+MANY = 100
 
 
 class Relay:
@@ -127,14 +129,16 @@ class Round:
         self._pause = FIRST_REST
         self._nap = FIRST_NAP
         self._lay_down = -math.inf
+        # Whether senders see that it sleeps; and whether all of them do whose notifications were not looked at yet.
         self._asleep = False
+        self._all_wake = False
 
     def go_on(self, ended: threading.Event) -> None:
         """Dispatch what waits and what comes."""
         self._seen = self._mailbox.newest()
         while not ended.is_set():
             try:
-                more = self.turn()
+                taken = self.turn()
             except NotTaken as away:
                 self._get_up()
                 logger.warning("pgleader: notifications wait for the broker, %g s: %s", self._pause, away)
@@ -142,33 +146,32 @@ class Round:
                 self._pause = min(LONGEST_REST, self._pause * 2)
                 continue
             self._pause = FIRST_REST
-            self._get_up()
-            if more:
+            if taken:
                 self._nap = FIRST_NAP
-            else:
+            if taken < MANY:
                 self._sleep(ended)
+            else:
+                self._get_up()
 
-    def turn(self) -> bool:
-        """Dispatch a batch; tell whether there is more to do at once."""
+    def turn(self) -> int:
+        """Dispatch a batch; return how many were taken from the mailbox."""
         now = self._clock()
         self._resting = {id_: rest for id_, rest in self._resting.items() if rest[1] > now}
         with self._leadership.acting():
             if not self._may_act():
-                return False
+                return 0
             resting = [letter for letter, _ in self._resting.values()]
             oldest = self._mailbox.waiting(resting=resting)
             if not oldest:
-                return False
+                return 0
             self._dispatch(oldest)
+            self._seen = max(self._seen, oldest[-1].id)
             # Whoever has nothing to do with a backlog need not wait for its end.
-            newest = self._mailbox.newest()
-            if newest > self._seen and self._seen > oldest[-1].id:
+            if self._seen > oldest[-1].id and (newest := self._mailbox.newest()) > self._seen:
                 past = self._mailbox.waiting(after=self._seen, alone=True, resting=resting, limit=PAST)
                 self._dispatch(past)
                 self._seen = past[-1].id if len(past) == PAST else newest
-            else:
-                self._seen = max(self._seen, oldest[-1].id)
-        return True
+        return len(oldest)
 
     def _dispatch(self, letters: Sequence[Letter]) -> None:
         # Of what is under way together a broker may take the later and not the earlier.
@@ -281,27 +284,31 @@ class Round:
         now = self._clock()
         # Where senders follow one another closely, it is cheaper for all to look than to be woken.
         if now < self._lay_down + FIRST_NAP:
+            self._get_up()
             ended.wait(self._lay_down + FIRST_NAP - now)
             return
         self._lay_down = now
         until = min([now + POLL, *(rest_until for _, rest_until in self._resting.values())])
-        self._asleep = True
-        if not self._mailbox.lie_down(lightly=self._nap > FIRST_NAP):
-            until = min(until, now + self._nap)
-            self._nap = min(LONGEST_NAP, self._nap * 2)
-        # What was committed before, and by somebody who saw nobody sleep, can be seen from here on.
-        resting = [letter for letter, _ in self._resting.values()]
-        if not (self._may_act() and self._mailbox.is_any_waiting(resting=resting)):
-            while not ended.is_set() and (left := until - self._clock()) > 0:
-                if self._mailbox.wait(min(GLANCE, left)):
-                    self._nap = FIRST_NAP
-                    break
+        if not self._all_wake:
+            self._get_up()
+            self._asleep = True
+            self._all_wake = self._mailbox.lie_down(lightly=self._nap > FIRST_NAP)
+            if not self._all_wake:
+                until = min(until, now + self._nap)
+                self._nap = min(LONGEST_NAP, self._nap * 2)
+            # What was committed before, and by somebody who saw nobody sleep, can be seen from here on.
+            resting = [letter for letter, _ in self._resting.values()]
+            if self._may_act() and self._mailbox.is_any_waiting(resting=resting):
+                return
+        while not ended.is_set() and (left := until - self._clock()) > 0:
+            if self._mailbox.wait(min(GLANCE, left)):
+                self._nap = FIRST_NAP
+                break
 
     def _get_up(self) -> None:
-        # Not before what woke it is dispatched: that would be one more answer to wait for.
         if self._asleep:
             self._mailbox.get_up()
-            self._asleep = False
+            self._asleep = self._all_wake = False
 
 
 def _one_of_each_key(letters: Sequence[Letter]) -> list[list[Letter]]:

@@ -260,9 +260,9 @@ def a_wake_up_without_a_look(stack: ExitStack) -> None:
     """What was written before the relay began to listen is not looked for."""
     real = relay.Round.turn
 
-    def turn(self: Any) -> bool:
+    def turn(self: Any) -> int:
         seen, self.looked = getattr(self, "looked", False), True
-        return real(self) if seen and self._mailbox.newest() > self._seen else False
+        return real(self) if seen and self._mailbox.newest() > self._seen else 0
 
     stack.enter_context(patch.object(relay.Round, "turn", turn))
 

@@ -111,8 +111,8 @@ def draw(seed: int) -> History:
         operations += WORK
     number = 0 if sends and random.random() < 0.2 else random.randint(1, 5)
     if not number:
-        # Where nothing goes wrong, each is followed by another while the relay is up.
-        sends += [_follow(random, send) for send in sends]
+        # Where nothing goes wrong, others follow closely: one that has the relay get up, and one while it is.
+        sends += [_follow(random, send, place) for send in sends for place in (1, 2)]
     faults = draw_faults(random, number, nodes, until, operations)
     return History(
         seed,
@@ -133,9 +133,10 @@ def _draw_send(random: Random, until: float, number: int) -> Send:
     return Send(random.uniform(0, until), held, random.random() < 0.9, key, number)
 
 
-def _follow(random: Random, send: Send) -> Send:
-    at = send.at + send.seconds + 0.03 * random.random()
-    return replace(send, at=at, seconds=0.03 * random.random(), number=100 + send.number)
+def _follow(random: Random, send: Send, place: int) -> Send:
+    at = send.at + send.seconds + place * 0.01 * random.random()
+    held = 0.001 if place == 1 else 0.03
+    return replace(send, at=at, seconds=held * random.random(), number=send.number + 100 * place)
 
 
 @lru_cache
