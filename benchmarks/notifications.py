@@ -35,6 +35,7 @@ PACE = 50
 
 FIGURES = {
     "latency": Figure("latency", f"until the task runs, {PACE} a second", "ms"),
+    "latency after commit": Figure("latency", "from the end of the commit", "ms"),
     "run per second": Figure("throughput", "tasks run, of a batch", "/s", lower_is_better=False),
     "dispatched per second, Valkey": Figure("throughput", "sent to Valkey", "/s", lower_is_better=False),
     "dispatched per second, RabbitMQ": Figure("throughput", "sent to RabbitMQ", "/s", lower_is_better=False),
@@ -127,7 +128,8 @@ def end_to_end(
             for lane in lanes if turn % 2 else lanes[::-1]:
                 lane.send(number if turn else number // 4, PACE)
                 if turn:
-                    results.add(lane.contender.name, "latency", *lane.latencies())
+                    results.add(lane.contender.name, "latency", *lane.latencies("sent"))
+                    results.add(lane.contender.name, "latency after commit", *lane.latencies("committed"))
                 lane.send(10 * number, 0)
                 if turn:
                     results.add(lane.contender.name, "run per second", lane.rate())
@@ -150,10 +152,10 @@ class Lane:
         if not self._ear.await_fact("ran", 0, PATIENCE, times=number):
             raise TimeoutError(f"{self.contender.name}: not all {number} notifications came to a task")
 
-    def latencies(self) -> list[float]:
-        """Return how long each took, in milliseconds."""
+    def latencies(self, since: str) -> list[float]:
+        """Return how many milliseconds after `since` each ran."""
         ran = {fact["number"]: fact["at"] for fact in self._ear.facts("ran")}
-        return [1000 * (ran[fact["number"]] - fact["at"]) for fact in self._ear.facts("sent")]
+        return [1000 * (ran[fact["number"]] - fact["at"]) for fact in self._ear.facts(since)]
 
     def rate(self) -> float:
         """Return how many were run a second."""

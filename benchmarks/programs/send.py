@@ -1,6 +1,6 @@
 """Sends notifications: `send.py MODE NUMBER PACE`. With a pace, one at a time, so many a second; otherwise all at once.
 
-It tells of each when it begins to send it; of all, if they are sent at once.
+It tells of each when it begins to send it, and when that is committed; of all, if they are sent at once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def one_by_one(send: Callable[[dict[str, Any]], object], number: int, pace: floa
     for n in range(number):
         tell("sent", number=n)
         send({**ORDER, "number": n})
+        tell("committed", number=n)
         time.sleep(1 / pace)  # noqa: TID251 - this is what sends, not what waits
 
 

@@ -42,6 +42,7 @@ async def send(number: int, pace: float) -> None:
     for n, payload in enumerate(payloads):
         tell("sent", number=n)
         await queries.enqueue("on_order", payload)
+        tell("committed", number=n)
         await asyncio.sleep(1 / pace)
 
 

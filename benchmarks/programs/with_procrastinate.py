@@ -39,6 +39,7 @@ async def send(number: int, pace: float) -> None:
         for n, order in enumerate(orders):
             tell("sent", number=n)
             await on_order.defer_async(**order)
+            tell("committed", number=n)
             await asyncio.sleep(1 / pace)
 
 
