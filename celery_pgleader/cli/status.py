@@ -15,7 +15,7 @@ from celery_pgleader.cli.output import show_facts, show_json, show_table
 from celery_pgleader.config import Config
 from celery_pgleader.operators.history import PastTerm, history
 from celery_pgleader.operators.overview import Overview, look
-from celery_pgleader.operators.words import duration, moment, time_of
+from celery_pgleader.operators.words import duration, moment, skew, time_of
 
 WATCH_EVERY = 1.0
 
@@ -94,7 +94,7 @@ def _show(config: Config, overview: Overview, *, as_json: bool, app: Any) -> Non
                     node.priority,
                     node.app_version or node.package_version,
                     node.schedule,
-                    f"{node.clock_skew:+.1f} s",
+                    skew(node.clock_skew),
                     time_of(node.started_at, now, zone),
                 )
                 for node in overview.nodes

@@ -15,7 +15,7 @@ from celery_pgleader.dashboard.access import Access, Visit
 from celery_pgleader.dashboard.pictures import HEIGHT, LANE, TICKS, WIDTH, strip, timeline
 from celery_pgleader.dashboard.sight import ON_TIME, Entry, Mark, Sight, View
 from celery_pgleader.dashboard.watcher import State
-from celery_pgleader.operators.words import duration, moment, time_of
+from celery_pgleader.operators.words import duration, moment, skew, time_of
 
 # With less trust left than this share of the window a leader is not well.
 LITTLE_TRUST = 0.3
@@ -52,6 +52,7 @@ class Page:
             "allows_orders": access.allowed,
             "zone": str(zone),
             "duration": duration,
+            "skew": skew,
             "moment": lambda at: moment(at, zone),
             "clock": lambda at, now: time_of(at, now, zone),
             "width": WIDTH,

@@ -17,6 +17,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if not days else f"{days} d {hours % 24} h"
 
 
+def skew(seconds: float) -> str:
+    """Return by how much a clock is ahead, or behind."""
+    # What is rounded to nothing is no less than nothing.
+    return f"{round(seconds, 1) + 0.0:+.1f} s"
+
+
 def moment(at: datetime, zone: tzinfo) -> str:
     """Return an instant on the clock of a time zone."""
     return at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")

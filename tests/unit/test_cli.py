@@ -11,7 +11,7 @@ import pytest
 
 from celery_pgleader.cli import output
 from celery_pgleader.cli.times import read_time
-from celery_pgleader.operators.words import duration
+from celery_pgleader.operators.words import duration, skew
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 11, 24, 9, 30, 7, tzinfo=timezone.utc)
@@ -47,6 +47,11 @@ def test_what_is_no_time(text: str) -> None:
 def test_durations(seconds: float, words: str) -> None:
     """In as few words as will do."""
     assert duration(seconds) == words
+
+
+def test_no_clock_is_behind_by_nothing() -> None:
+    """A small difference has no sign to wonder about."""
+    assert [skew(seconds) for seconds in (-0.03, 0.0, 0.26, -2.0)] == ["+0.0 s", "+0.0 s", "+0.3 s", "-2.0 s"]
 
 
 def test_a_table_fits_without_colours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
