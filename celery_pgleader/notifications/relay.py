@@ -40,8 +40,6 @@ REFUSED_REST = 2.0
 MOST_REFUSED = 3
 # How many lone ones are let past a backlog in one go.
 PAST = 100
-# After so many in one go, more are looked for at once.
-MANY = 100
 
 
 class Relay:
@@ -124,7 +122,8 @@ class Round:
         self._clock = clock
         # Those whose dispatch has failed, and until when they rest; so does all that has the same key.
         self._resting: dict[int, tuple[Letter, float]] = {}
-        # Above this id nothing was looked at yet.
+        # How many it has dispatched; and the id above which nothing was looked at yet.
+        self._dispatched = 0
         self._seen = 0
         self._pause = FIRST_REST
         self._nap = FIRST_NAP
@@ -138,7 +137,7 @@ class Round:
         self._seen = self._mailbox.newest()
         while not ended.is_set():
             try:
-                taken = self.turn()
+                more = self.turn()
             except NotTaken as away:
                 self._get_up()
                 logger.warning("pgleader: notifications wait for the broker, %g s: %s", self._pause, away)
@@ -146,32 +145,33 @@ class Round:
                 self._pause = min(LONGEST_REST, self._pause * 2)
                 continue
             self._pause = FIRST_REST
-            if taken:
-                self._nap = FIRST_NAP
-            if taken < MANY:
-                self._sleep(ended)
-            else:
+            if more:
                 self._get_up()
+            else:
+                self._sleep(ended)
 
-    def turn(self) -> int:
-        """Dispatch a batch; return how many were taken from the mailbox."""
+    def turn(self) -> bool:
+        """Dispatch a batch; tell whether to look again at once, since something was left behind."""
         now = self._clock()
         self._resting = {id_: rest for id_, rest in self._resting.items() if rest[1] > now}
         with self._leadership.acting():
             if not self._may_act():
-                return 0
+                return False
             resting = [letter for letter, _ in self._resting.values()]
-            oldest = self._mailbox.waiting(resting=resting)
+            oldest, more = self._mailbox.waiting(resting=resting)
             if not oldest:
-                return 0
+                return False
+            self._nap = FIRST_NAP
+            before = self._dispatched
             self._dispatch(oldest)
+            more = more or self._dispatched < before + len(oldest)
             self._seen = max(self._seen, oldest[-1].id)
             # Whoever has nothing to do with a backlog need not wait for its end.
             if self._seen > oldest[-1].id and (newest := self._mailbox.newest()) > self._seen:
-                past = self._mailbox.waiting(after=self._seen, alone=True, resting=resting, limit=PAST)
+                past, too_many = self._mailbox.waiting(after=self._seen, alone=True, resting=resting, limit=PAST)
                 self._dispatch(past)
-                self._seen = past[-1].id if len(past) == PAST else newest
-        return len(oldest)
+                self._seen = past[-1].id if too_many else newest
+        return more
 
     def _dispatch(self, letters: Sequence[Letter]) -> None:
         # Of what is under way together a broker may take the later and not the earlier.
@@ -192,7 +192,7 @@ class Round:
             self._dispatch_singly(letters)
             return
         if done:
-            self._mailbox.dispatched(done)
+            self._let_go(done)
         for letter, reason in failed:
             self._fail(letter, reason)
 
@@ -216,7 +216,7 @@ class Round:
                     failed = []
             if done:
                 refused = 0
-                self._mailbox.dispatched(done)
+                self._let_go(done)
             else:
                 held.update([(letter.channel, letter.key)] if letter.key is not None else [])
             for bad, reason in failed:
@@ -269,6 +269,10 @@ class Round:
                 task_id=task_id_of(letter, route),
                 headers=headers,
             )
+
+    def _let_go(self, letters: Sequence[Letter]) -> None:
+        self._mailbox.dispatched(letters)
+        self._dispatched += len(letters)
 
     def _fail(self, letter: Letter, error: str) -> None:
         if letter.attempts + 1 >= MOST_ATTEMPTS:

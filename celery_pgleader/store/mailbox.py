@@ -63,8 +63,8 @@ class Mailbox:
 
     def waiting(
         self, *, after: int = 0, alone: bool = False, resting: Collection[Letter] = (), limit: int = BATCH
-    ) -> list[Letter]:
-        """Return what waits, oldest first: a batch of bounded size.
+    ) -> tuple[list[Letter], bool]:
+        """Return what waits, oldest first: a batch of bounded size; and whether there was no room for more.
 
         Args:
             after: those with a higher id only.
@@ -78,7 +78,8 @@ class Mailbox:
         """
         awake = self._awake(resting)
         rows = self._execute(statements.WAITING, **awake, after=after, alone=alone, limit=limit, bytes=BATCH_BYTES)
-        return [Letter(*row) for row in rows]
+        letters = [Letter(*row[:-1]) for row in rows]
+        return letters, bool(rows) and (len(rows) == limit or len(rows) < rows[0][-1])
 
     def is_any_waiting(self, *, resting: Collection[Letter] = ()) -> bool:
         """Tell whether `waiting` would return anything."""

@@ -309,13 +309,15 @@ _AWAKE = """
 
 _LATEST = "exists (select from pgleader.elections where election = %(election)s and term = %(term)s)"
 
-# The notifications that wait, oldest first, after some id; so many, and so many bytes, at most. With `alone`, those
-# behind an older one with the same key are left out. Nothing is written here, so there is nothing to be fenced: a lock
-# of the term's row would have to be flushed to disk, and would be gone before anything is sent.
+# The notifications that wait, oldest first, after some id; so many, and so many bytes, at most; and with each, how many
+# were found before their bytes were counted. With `alone`, those behind an older one with the same key are left out.
+# Nothing is written here, so there is nothing to be fenced: a lock of the term's row would have to be flushed to disk,
+# and would be gone before anything is sent.
 WAITING = (
     """
-select id, uid, channel, key, payload, attempts
-  from (select n.*, sum(pg_column_size(n.payload)) over (order by n.id) - pg_column_size(n.payload) as before
+select id, uid, channel, key, payload, attempts, found
+  from (select n.*, sum(pg_column_size(n.payload)) over (order by n.id) - pg_column_size(n.payload) as before,
+               count(*) over () as found
           from (select n.* from pgleader.notifications n
                  where """
     + _LATEST

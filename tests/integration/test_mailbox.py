@@ -21,7 +21,7 @@ SCANS = "select seq_scan from pg_stat_user_tables where relname = 'notifications
 
 def ask_all(mailbox: Mailbox) -> None:
     """Ask what a relay asks."""
-    letters = mailbox.waiting(limit=50)
+    letters, _ = mailbox.waiting(limit=50)
     mailbox.is_any_waiting()
     mailbox.waiting(after=mailbox.newest() - 100, alone=True, limit=50)
     mailbox.dispatched(letters)

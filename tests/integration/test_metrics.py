@@ -201,7 +201,7 @@ def test_notifications(scraped: Scraped) -> None:
     assert 0 <= found["pgleader_notifications_oldest_seconds", ("orders",)] < 60
     mailbox = Mailbox(scraped.config, term, ["orders"], lambda: True)
     scraped.stack.callback(mailbox.close)
-    letters = mailbox.waiting()
+    letters, _ = mailbox.waiting()
     mailbox.bury(letters[0], "no such task")
     mailbox.dispatched(letters[1:4])
     found = scraped.scrape()

@@ -189,7 +189,7 @@ def test_who_was_superseded_sees_nothing(migrated: str, db: Connection) -> None:
         assert mailbox.is_any_waiting()
         db.execute("update pgleader.elections set term = term + 1")
         assert not mailbox.is_any_waiting()
-        assert mailbox.waiting() == []
+        assert mailbox.waiting() == ([], False)
 
 
 def test_one_lock_for_a_transaction_however_many_it_sends(migrated: str) -> None:

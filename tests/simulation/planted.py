@@ -260,11 +260,18 @@ def a_wake_up_without_a_look(stack: ExitStack) -> None:
     """What was written before the relay began to listen is not looked for."""
     real = relay.Round.turn
 
-    def turn(self: Any) -> int:
+    def turn(self: Any) -> bool:
         seen, self.looked = getattr(self, "looked", False), True
-        return real(self) if seen and self._mailbox.newest() > self._seen else 0
+        return real(self) if seen and self._mailbox.newest() > self._seen else False
 
     stack.enter_context(patch.object(relay.Round, "turn", turn))
+
+
+@bug()
+def a_sleep_beside_what_was_left(stack: ExitStack) -> None:
+    """A relay that senders saw asleep all the while does not look for what its last batch had no room for."""
+    real = relay.Round.turn
+    stack.enter_context(patch.object(relay.Round, "turn", lambda self: real(self) and False))
 
 
 @bug()

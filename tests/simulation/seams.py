@@ -115,6 +115,8 @@ NAMES: list[tuple[Any, str, Any]] = [
     (leader_queue, "_bind_to_delayed_delivery", lambda *_: None),
     (participant, "TrustPage", lambda: TrustPage(world.world().process)),
     (relay, "Courier", SimCourier),
+    # So that a batch often has no room for all that waits.
+    (mailbox, "BATCH_BYTES", 2),
     # What is raw is at most once, and promises nothing that could be checked.
     (candidate, "Listener", lambda *_: SimpleNamespace(run=lambda _term, ended: ended.wait())),
     # So that looking whether a term is over does not take up most of a history.

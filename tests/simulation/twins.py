@@ -614,7 +614,8 @@ def waiting(tx: Transaction, *, election: str, term: int, **p: Any) -> Steps:
         if size >= p["bytes"]:
             break
         size += len(row["payload"])
-        found.append((number, *(row[name] for name in ("uid", "channel", "key", "payload", "attempts"))))
+        values = (row[name] for name in ("uid", "channel", "key", "payload", "attempts"))
+        found.append((number, *values, min(len(awake), p["limit"])))
     return found
     yield
 

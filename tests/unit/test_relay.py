@@ -35,7 +35,7 @@ class MemoryMailbox(Mailbox):
 
     def waiting(
         self, *, after: int = 0, alone: bool = False, resting: Collection[Letter] = (), limit: int = 3
-    ) -> list[Letter]:
+    ) -> tuple[list[Letter], bool]:
         keys = {(rest.channel, rest.key) for rest in resting if rest.key is not None}
         found = [
             letter
@@ -48,7 +48,7 @@ class MemoryMailbox(Mailbox):
                 for letter in found
                 if letter.key is None or not any(o.id < letter.id and o.key == letter.key for o in self.letters)
             ]
-        return found[:limit]
+        return found[:limit], len(found) >= limit
 
     def is_any_waiting(self, *, resting: Collection[Letter] = ()) -> bool:
         assert not resting, "no test has both"
@@ -145,7 +145,7 @@ class Desk:
             lambda: self.now,
         )
 
-    def turn(self) -> int:
+    def turn(self) -> bool:
         return self.round.turn()
 
     def all_turns(self) -> list[int]:
@@ -187,7 +187,7 @@ def test_one_that_fails_rests_and_so_does_its_key() -> None:
     assert desk.all_turns() == [3, 4]
     assert [letter.attempts for letter in desk.mailbox.letters] == [1, 0]
     desk.now += FIRST_REST * 0.9
-    assert desk.turn() == 0
+    assert desk.turn() is False
     desk.now += FIRST_REST * 0.2
     assert desk.all_turns() == [3, 4, 1, 2], "as it can be sent now"
 
@@ -255,7 +255,7 @@ def test_who_may_not_act_sends_nothing() -> None:
     """Not even the rest of a batch."""
     desk = Desk(make(1))
     desk.may_act = False
-    assert desk.turn() == 0
+    assert desk.turn() is False
     assert desk.courier.taken == []
 
 
@@ -360,6 +360,17 @@ def test_it_does_not_sleep_while_senders_are_on_the_way() -> None:
         *("light sleep", "0.10 s"),
         *("light sleep", "0.10 s", "0.05 s"),
     ]
+
+
+def test_nothing_is_left_behind_when_it_sleeps_on() -> None:
+    """What a batch had no room for, and what was behind one that died, wakes nobody any more."""
+    nights = Nights()
+    dies = make(4, "k", payload='"bad"', attempts=MOST_ATTEMPTS - 1)
+    nights.told(
+        nights.pass_by(),
+        nights.wake(make(1), make(2), make(3, "k"), dies, make(5, "k")),
+    )
+    assert nights.desk.courier.taken == [1, 2, 3, 5]
 
 
 def test_who_may_not_act_sleeps() -> None:
