@@ -22,7 +22,7 @@ from celery_pgleader.store import Schema
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.runs import run_key
 from tests.simulation import twins
-from tests.simulation.postgres import Database, LockNotAvailable, Request, Steps, Transaction
+from tests.simulation.postgres import EXCLUSIVE, SHARE, Database, Lock, LockNotAvailable, Request, Steps, Transaction
 from tests.simulation.postgres import Session as SimSession
 from tests.support.eventually import eventually
 
@@ -587,3 +587,38 @@ def test_a_lock_that_was_granted_twice_is_handed_on_wholly(database: str) -> Non
         assert row[0] is None
         held = session.execute("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()")
         assert held.fetchone() == (0,)
+
+
+def test_who_shares_a_row_goes_before_who_waits_to_write_it(database: str) -> None:
+    """If it is to write it itself, and had to wait for another who shared it."""
+    lock = Lock(lambda owner: owner, fair=False)
+    assert [lock.request(owner, SHARE).granted for owner in "ab"] == [True, True]
+    waiting, mine = lock.request("c", EXCLUSIVE), lock.request("b", EXCLUSIVE)
+    lock.release("a", SHARE)
+    assert (waiting.granted, mine.granted) == (False, True)
+
+    write, share = "update counted set number = number + 1", "select from counted for share"
+    with (
+        ThreadPoolExecutor(2) as pool,
+        psycopg.connect(database, autocommit=True) as db,
+        psycopg.connect(database) as a,
+        psycopg.connect(database) as b,
+        psycopg.connect(database) as c,
+    ):
+        db.execute("create table counted as select 0 as number")
+        a.execute(share)
+        b.execute(share)
+        their_write = pool.submit(c.execute, write)
+        eventually(lambda: _waits(db, c))
+        own_write = pool.submit(b.execute, write)
+        eventually(lambda: _waits(db, b))
+        a.commit()
+        own_write.result(PATIENCE)
+        assert not their_write.done()
+        b.commit()
+        their_write.result(PATIENCE)
+
+
+def _waits(db: psycopg.Connection[Any], session: psycopg.Connection[Any]) -> bool:
+    row = db.execute("select count(*) from pg_locks where not granted and pid = %s", [session.info.backend_pid])
+    return row.fetchone() == (1,)

@@ -82,7 +82,7 @@ class Lock:
         behind = [waiting for waiting in self.queue if self.fair and EXCLUSIVE in {mode, waiting.mode}]
         if not self._conflicts(request) and (not behind or self._blocks(group, self.queue)):
             self._take(request)
-        elif mine and behind:
+        elif mine:
             # Who holds what others wait for goes before them.
             place = next((i for i, waiting in enumerate(self.queue) if self._blocks(group, [waiting])), len(self.queue))
             self.queue.insert(place, request)
