@@ -406,6 +406,7 @@ def test_pictures_of_the_documentation(
             assert picture.stat().st_size > 10_000
 
 
+@pytest.mark.alone
 def test_a_thousand_entries_and_a_million_slots(
     workers: Workers, tmp_path: Path, database: str, browser: Browser
 ) -> None:
@@ -425,13 +426,13 @@ def test_a_thousand_entries_and_a_million_slots(
                 expect(page.locator("#entries tr")).to_have_count(50)
                 expect(page.locator("#pager")).to_contain_text("1 to 50 of 1000")
         scraped = []
+        # The quickest of many: others use the machine, too.
         for _ in range(40):
             began = time.perf_counter()
             dashboard.get("/metrics")
             scraped.append(time.perf_counter() - began)
         print(f"first paint after {painted} ms, a scrape takes {[round(seconds * 1000) for seconds in scraped]} ms")
-        # The quickest of many: others use the machine, too.
-        assert min(painted) < 1000
+        assert statistics.median(painted) < 1000
         assert min(scraped) < 0.05
 
 

@@ -107,6 +107,7 @@ def test_watching_the_status(tmp_path: Path, valkey: str, own_postgres: Embedded
         watching.wait()
 
 
+@pytest.mark.alone
 def test_resign_to_a_node_under_load(tmp_path: Path, database: str, valkey: str) -> None:
     """It leads within 100 ms of the order, and no slot is missed or run twice."""
     group = Workers(tmp_path, database, valkey, "solo")
@@ -131,8 +132,7 @@ def test_resign_to_a_node_under_load(tmp_path: Path, database: str, valkey: str)
             took.append((gained_at - ordered_at).total_seconds())
             done = len(group.facts("ended"))
             group.await_fact("ended", more_than=done + 20)
-        # Of the quicker half the middle: other tests use the machine, too.
-        assert sorted(took)[len(took) // 4] < 0.1, took
+        assert sorted(took)[len(took) // 2] < 0.1, took
         (ends,) = operator.query("select count(*) from pgleader.terms where reason like 'handed over to %'")
         assert ends == (8,)
         rows = operator.query(
