@@ -38,9 +38,7 @@ class Worker:
 
     def __repr__(self) -> str:
         """Show what a failed test needs."""
-        return (
-            f"<{self.node}: exit code {self.process.poll()}, log ends {self.log.read_text(errors='replace')[-2000:]!r}>"
-        )
+        return f"<{self.node}: exit code {self.process.poll()}, log ends {self._log_end(2000)!r}>"
 
     def is_ready(self) -> bool:
         """Tell whether it consumes."""
@@ -72,10 +70,14 @@ class Worker:
         return self.log.read_text(errors="replace")[-30000:]
 
     def end(self) -> None:
-        """Leave no process of it behind."""
+        """Leave no process of it behind; a failed test shows how it fared."""
+        print(f"{self.node}: exit code {self.process.poll()}, log ends\n{self._log_end(6000)}")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def _log_end(self, characters: int) -> str:
+        return self.log.read_text(errors="replace")[-characters:]
 
 
 class Workers:
