@@ -16,6 +16,8 @@ import psycopg
 from psycopg import waiting
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from celery_pgleader.threads import Doorbell
+
 Error = psycopg.Error
 
 CONNECT_TIMEOUT = 5
@@ -87,6 +89,14 @@ class Session(psycopg.Connection[Any]):
             return False
         return not self._ended
 
+    def hear(self, seconds: float, bell: Doorbell) -> list[psycopg.Notify]:
+        """Return the notifications that have come, or come first; none after `seconds`, or when the bell rings."""
+        heard = list(self.notifies(timeout=0))
+        if not heard:
+            bell.wait(seconds, self.fileno())
+            heard = list(self.notifies(timeout=0))
+        return heard
+
     def open_line(self) -> None:
         """Have `is_quiet` look at the connection."""
         # A socket of our own for it: libpq's may be closed, and its number be used again, at any moment.
@@ -122,7 +132,7 @@ class Session(psycopg.Connection[Any]):
         if line is not None:
             line.close()
 
-    def hear(self, notice: psycopg.errors.Diagnostic) -> None:
+    def hear_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         """Take note of the server's farewell: it says why it ends a session before it frees the session's locks."""
         if notice.severity_nonlocalized in {"FATAL", "PANIC"}:
             self._ended = True
@@ -187,7 +197,7 @@ def _connect(conninfo: str) -> Session:
         session = Session.connect(conninfo, autocommit=True, prepare_threshold=None)
     except UnicodeError as error:
         raise psycopg.OperationalError(f"the host's name cannot be looked up: {error}") from None
-    session.add_notice_handler(session.hear)
+    session.add_notice_handler(session.hear_notice)
     _sessions.add(session)
     return session
 

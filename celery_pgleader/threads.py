@@ -1,9 +1,12 @@
-"""What threads hand things over with: an inbox, and an event that rings a bell."""
+"""What threads hand things over with, and wake each other with: an inbox, bells, and an event that rings one."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
+import selectors
+import socket
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -13,15 +16,49 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class Doorbell:
+    """A bell that can be waited for together with a file descriptor.
+
+    `set` takes no lock, so that it may be called in a signal handler, whatever it has interrupted.
+    """
+
+    def __init__(self) -> None:
+        """Begin silent."""
+        self._wake_end, self._put_end = socket.socketpair()
+        self._wake_end.settimeout(0)
+        self._put_end.settimeout(0)
+
+    def set(self) -> None:
+        """Ring it: who waits, or will, is woken."""
+        # A full pipe wakes as well as one more byte would; a closed one means that nobody waits any more.
+        with contextlib.suppress(OSError):
+            self._put_end.send(b"!")
+
+    def wait(self, seconds: float, other: int | None = None) -> None:
+        """Wait until it rings, or the file descriptor `other` becomes readable; `seconds` at most. Silence it."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_end, selectors.EVENT_READ)
+            if other is not None:
+                selector.register(other, selectors.EVENT_READ)
+            selector.select(seconds)
+        with contextlib.suppress(BlockingIOError):
+            self._wake_end.recv(4096)
+
+    def close(self) -> None:
+        """Wake nobody any more."""
+        self._wake_end.close()
+        self._put_end.close()
+
+
 class Ending(threading.Event):
     """An event that also rings a bell, for those who wait for other things as well."""
 
     def __init__(self) -> None:
         """Begin unset."""
         super().__init__()
-        self._bell: threading.Event | None = None
+        self._bell: threading.Event | Doorbell | None = None
 
-    def ring(self, bell: threading.Event) -> None:
+    def ring(self, bell: threading.Event | Doorbell) -> None:
         """Have `bell` set together with this, or now."""
         self._bell = bell
         if self.is_set():

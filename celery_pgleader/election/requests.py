@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import selectors
-import socket
 from collections import deque
 from typing import Generic, TypeVar
+
+from celery_pgleader.threads import Doorbell
 
 T = TypeVar("T")
 
@@ -20,16 +19,12 @@ class Requests(Generic[T]):
     def __init__(self) -> None:
         """Begin empty."""
         self._items: deque[T] = deque()
-        self._wake_end, self._put_end = socket.socketpair()
-        self._wake_end.settimeout(0)
-        self._put_end.settimeout(0)
+        self._bell = Doorbell()
 
     def put(self, item: T) -> None:
         """Leave a request and wake who waits for one."""
         self._items.append(item)
-        # A full pipe wakes as well as one more byte would; a closed one means that nobody reads any more.
-        with contextlib.suppress(OSError):
-            self._put_end.send(b"!")
+        self._bell.set()
 
     def take(self) -> T | None:
         """Return the oldest request, or none."""
@@ -41,16 +36,8 @@ class Requests(Generic[T]):
 
     def wait(self, seconds: float, other: int | None = None) -> None:
         """Wait for a request, or for the file descriptor `other` to become readable; `seconds` at most."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_end, selectors.EVENT_READ)
-            if other is not None:
-                selector.register(other, selectors.EVENT_READ)
-            if not self._items:
-                selector.select(seconds)
-        with contextlib.suppress(BlockingIOError):
-            self._wake_end.recv(4096)
+        self._bell.wait(0 if self._items else seconds, other)
 
     def close(self) -> None:
         """Wake nobody any more."""
-        self._wake_end.close()
-        self._put_end.close()
+        self._bell.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 
 from psycopg import Error, sql
 
@@ -14,10 +14,9 @@ from celery_pgleader.election.leadership import Leadership, Term
 from celery_pgleader.election.lock_session import session_name
 from celery_pgleader.notifications.payload import Notification
 from celery_pgleader.postgres import Session, open_session
+from celery_pgleader.threads import Doorbell, Ending
 
 logger = logging.getLogger(__name__)
-
-GLANCE = 0.1
 
 
 class Listener:
@@ -47,7 +46,7 @@ class Listener:
         self._channels = tuple(channels)
         self._handle = handle
 
-    def run(self, term: Term, ended: threading.Event) -> None:
+    def run(self, term: Term, ended: Ending) -> None:
         """Listen until the term ends, or until the session fails: what is sent until the next call is lost."""
         try:
             self._run(term, ended)
@@ -55,22 +54,26 @@ class Listener:
             if not ended.is_set():
                 logger.warning("pgleader: the listener lost its session: %s", str(error).strip().splitlines()[0])
 
-    def _run(self, term: Term, ended: threading.Event) -> None:
+    def _run(self, term: Term, ended: Ending) -> None:
         name = session_name("listener", term.node)
-        with open_session(self._config.database_url, name, unresponsive_after=self._config.ttl) as session:
+        with (
+            closing(Doorbell()) as bell,
+            open_session(self._config.database_url, name, unresponsive_after=self._config.ttl) as session,
+        ):
+            ended.ring(bell)
             for channel in self._channels:
                 session.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
             while not ended.is_set():
-                self._hear(session, term, ended)
+                self._hear(session, term, ended, bell)
                 # A connection cut without a word looks like silence; only an answer proves that it is not.
                 if not ended.is_set():
                     with session.bounded(self._config.ttl):
                         session.execute("select 1")
 
-    def _hear(self, session: Session, term: Term, ended: threading.Event) -> None:
+    def _hear(self, session: Session, term: Term, ended: Ending, bell: Doorbell) -> None:
         until = time.monotonic() + self._config.ttl
-        while not ended.is_set() and time.monotonic() < until:
-            for heard in session.notifies(timeout=GLANCE):
+        while not ended.is_set() and (left := until - time.monotonic()) > 0:
+            for heard in session.hear(left, bell):
                 with self._leadership.acting():
                     if not self._leadership.trusted(term):
                         return

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 from uuid import uuid5
 
@@ -23,7 +24,7 @@ from celery_pgleader.notifications.dispatcher import send
 from celery_pgleader.slot import NOTIFICATION_HEADER
 from celery_pgleader.spans import carry, span
 from celery_pgleader.store import Letter, Mailbox, Superseded
-from celery_pgleader.threads import Ending
+from celery_pgleader.threads import Doorbell, Ending
 
 logger = get_logger(__name__)
 
@@ -31,7 +32,6 @@ logger = get_logger(__name__)
 # when the relay lay down, as long as there are such.
 POLL = 5.0
 FIRST_NAP, LONGEST_NAP = 0.01, 0.25
-GLANCE = 0.1
 MOST_ATTEMPTS = 5
 FIRST_REST, LONGEST_REST = 0.2, 10.0
 # For one that the broker has no room for; that is not the notification's fault, and not counted as an attempt.
@@ -81,13 +81,14 @@ class Relay:
 
         courier = Courier(self._app)
         try:
-            mailbox = Mailbox(self._config, term, self._channels, may_act)
-            try:
+            with (
+                closing(Doorbell()) as bell,
+                closing(Mailbox(self._config, term, self._channels, may_act)) as mailbox,
+            ):
+                ended.ring(bell)
                 Round(self._app, self._channels, term, mailbox, courier, self._leadership, may_act, self._clock).go_on(
-                    ended
+                    ended, bell
                 )
-            finally:
-                mailbox.close()
         except Superseded:
             pass
         except psycopg.Error as error:
@@ -132,8 +133,8 @@ class Round:
         self._asleep = False
         self._all_wake = False
 
-    def go_on(self, ended: threading.Event) -> None:
-        """Dispatch what waits and what comes."""
+    def go_on(self, ended: threading.Event, bell: Doorbell) -> None:
+        """Dispatch what waits and what comes, until the term has ended, of which the bell tells."""
         self._seen = self._mailbox.newest()
         while not ended.is_set():
             try:
@@ -148,7 +149,7 @@ class Round:
             if more:
                 self._get_up()
             else:
-                self._sleep(ended)
+                self._sleep(ended, bell)
 
     def turn(self) -> bool:
         """Dispatch a batch; tell whether to look again at once, since something was left behind."""
@@ -283,7 +284,7 @@ class Round:
         self._mailbox.tried(letter, error)
         self._resting[letter.id] = letter, self._clock() + FIRST_REST * 2**letter.attempts
 
-    def _sleep(self, ended: threading.Event) -> None:
+    def _sleep(self, ended: threading.Event, bell: Doorbell) -> None:
         """Wait for a wake-up, the end of a rest, or the next look."""
         now = self._clock()
         # Where senders follow one another closely, it is cheaper for all to look than to be woken.
@@ -305,7 +306,7 @@ class Round:
             if self._may_act() and self._mailbox.is_any_waiting(resting=resting):
                 return
         while not ended.is_set() and (left := until - self._clock()) > 0:
-            if self._mailbox.wait(min(GLANCE, left)):
+            if self._mailbox.wait(left, bell):
                 self._nap = FIRST_NAP
                 break
 

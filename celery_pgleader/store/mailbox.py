@@ -14,6 +14,7 @@ from celery_pgleader.election import Term
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.ledger import Superseded
 from celery_pgleader.store.session import LONGEST_STATEMENT, open_leaders_session
+from celery_pgleader.threads import Doorbell
 
 BATCH = 500
 BATCH_BYTES = 4_000_000
@@ -116,10 +117,9 @@ class Mailbox:
         """Have senders spare their wake-ups."""
         self._execute(statements.GET_UP)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a wake-up, for `seconds` at most; tell whether there was one."""
-        # All that have come: a second one would be for nothing.
-        return bool(list(self._session.notifies(timeout=seconds, stop_after=1)))
+    def wait(self, seconds: float, bell: Doorbell) -> bool:
+        """Wait for a wake-up, for `seconds` at most, or until the bell rings; tell whether there was one."""
+        return bool(self._session.hear(seconds, bell))
 
     def close(self) -> None:
         """End the session."""

@@ -12,6 +12,7 @@ from celery_pgleader.election.lock_key import KEPT_PLACE, PLACES, place_key
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.ledger import Superseded
 from celery_pgleader.store.session import open_leaders_session
+from celery_pgleader.threads import Doorbell
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ class Orders:
         """Drop the rows of nodes that have not been there for a day."""
         self._execute(statements.FORGET_NODES)
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a new order, for `seconds` at most; tell whether there is one."""
-        return any(True for _ in self._session.notifies(timeout=seconds, stop_after=1))
+    def wait(self, seconds: float, bell: Doorbell) -> bool:
+        """Wait for a new order, for `seconds` at most, or until the bell rings; tell whether there is one."""
+        return bool(self._session.hear(seconds, bell))
 
     def close(self) -> None:
         """End the session."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 import psycopg
 from celery.utils.log import get_logger
@@ -12,13 +13,12 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Presence, Term
 from celery_pgleader.store import Superseded
 from celery_pgleader.store.orders import Orders
-from celery_pgleader.threads import Ending
+from celery_pgleader.threads import Doorbell, Ending
 
 logger = get_logger(__name__)
 
 # Orders that come without a wake-up, and nodes that are to be preferred, are seen within this time.
 LOOK_EVERY = 5.0
-GLANCE = 0.1
 LINE_GLANCE = 0.02
 # Seconds for which nobody else is elected: if the node that was chosen dies in that very moment, others wait as long.
 PREFERENCE = 2.0
@@ -66,18 +66,19 @@ class Steward:
     def run(self, term: Term, ended: Ending) -> None:
         """Heed orders until the term ends, or until the session fails."""
         try:
-            orders = Orders(self._config, term, self._presence.parameters())
-            try:
-                self._heed(orders, term, ended)
-            finally:
-                orders.close()
+            with (
+                closing(Doorbell()) as bell,
+                closing(Orders(self._config, term, self._presence.parameters())) as orders,
+            ):
+                ended.ring(bell)
+                self._heed(orders, term, ended, bell)
         except Superseded:
             pass
         except psycopg.Error as error:
             if not ended.is_set():
                 logger.warning("pgleader: the steward lost its session: %s", str(error).strip().splitlines()[0])
 
-    def _heed(self, orders: Orders, term: Term, ended: Ending) -> None:
+    def _heed(self, orders: Orders, term: Term, ended: Ending, bell: Doorbell) -> None:
         since, forgotten = self._clock(), False
         while not ended.is_set():
             order = orders.read()
@@ -94,7 +95,7 @@ class Steward:
                 orders.forget_nodes()
                 forgotten = True
             self._report(orders)
-            if self._wait(orders, min(LOOK_EVERY, order.resign_in or LOOK_EVERY), ended):
+            if self._wait(orders, min(LOOK_EVERY, order.resign_in or LOOK_EVERY), ended, bell):
                 self._look()
 
     def _report(self, orders: Orders) -> None:
@@ -147,9 +148,9 @@ class Steward:
             ended.wait(LINE_GLANCE)
         return False
 
-    def _wait(self, orders: Orders, seconds: float, ended: Ending) -> bool:
+    def _wait(self, orders: Orders, seconds: float, ended: Ending, bell: Doorbell) -> bool:
         until = self._clock() + seconds
-        while not ended.is_set() and self._clock() < until:
-            if orders.wait(min(GLANCE, max(0.0, until - self._clock()))):
+        while not ended.is_set() and (left := until - self._clock()) > 0:
+            if orders.wait(left, bell):
                 return True
         return False

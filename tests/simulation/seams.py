@@ -106,6 +106,7 @@ NAMES: list[tuple[Any, str, Any]] = [
     (presence, "uuid", SimpleNamespace(uuid4=lambda: UUID(int=world.world().random.getrandbits(128)))),
     (presence, "version", lambda _package: "simulated"),
     (elector, "Requests", world.Requests),
+    *((module, "Doorbell", world.Doorbell) for module in (relay, steward)),
     *((module, "open_session", _open_session) for module in (lock_session, session, orphans, turn)),
     (terms, "Schema", lambda _session: SimpleNamespace(ensure=lambda: None)),
     (mailbox, "set_json_loads", lambda *_: None),
@@ -119,8 +120,6 @@ NAMES: list[tuple[Any, str, Any]] = [
     (mailbox, "BATCH_BYTES", 2),
     # What is raw is at most once, and promises nothing that could be checked.
     (candidate, "Listener", lambda *_: SimpleNamespace(run=lambda _term, ended: ended.wait())),
-    # So that looking whether a term is over does not take up most of a history.
-    *((module, "GLANCE", 0.5) for module in (relay, steward)),
     # What takes long and decides nothing: reading the URL again, and the files that a stack leads through.
     (Config, "database", "the simulated one"),
     (celery.beat, "traceback", SimpleNamespace(format_stack=lambda: "")),

@@ -17,7 +17,7 @@ from celery_pgleader.postgres import CONNECT_TIMEOUT, GLANCE, DeadlinePassed
 from celery_pgleader.store.sql import NOTIFY
 from tests.simulation import twins
 from tests.simulation.postgres import Database, LockNotAvailable, Request, Session, Steps, UniqueViolation
-from tests.simulation.world import BEGINNING, Process, Requests, World, running, sleep, world
+from tests.simulation.world import BEGINNING, Doorbell, Process, Requests, World, running, sleep, world
 
 # So long at most between the server saying that it ends a session, and the locks being free.
 FAREWELL = 0.001
@@ -368,20 +368,17 @@ class ClientSession:
         finally:
             self._deadline, self._interrupted = None, None
 
-    def notifies(self, *, timeout: float, stop_after: int) -> Iterator[None]:
+    def hear(self, seconds: float, bell: Doorbell) -> list[None]:
         """Wait for a wake-up."""
-        thread = running()
         if not self._wake_ups and not self._broken:
-            self._on_readable = thread.waker()
-            thread.park(self.world.now + timeout / self.process.rate)
-            self._on_readable = None
+            bell.wait(seconds, self)
         if self._broken:
             raise OperationalError("the connection is lost")
         ups, self._wake_ups = self._wake_ups, 0
-        yield from [None] * min(ups, stop_after)
+        return [None] * ups
 
     def fileno(self) -> Any:
-        """Return what `Requests.wait` can wait for."""
+        """Return what `Requests.wait` and `Doorbell.wait` can wait for."""
         return self
 
     def when_readable(self, wake: Callable[[], None]) -> None:

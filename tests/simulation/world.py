@@ -434,6 +434,34 @@ class Requests:
         """Do nothing."""
 
 
+class Doorbell:
+    """Takes the place of `celery_pgleader.threads.Doorbell`."""
+
+    def __init__(self) -> None:
+        """Begin silent."""
+        self._rung = False
+        self._wake: Callable[[], None] | None = None
+
+    def set(self) -> None:
+        """Ring it."""
+        self._rung = True
+        if self._wake is not None:
+            self._wake()
+
+    def wait(self, seconds: float, other: Any) -> None:
+        """Wait until it rings, or the server says something."""
+        if not self._rung:
+            thread = running()
+            self._wake = thread.waker()
+            other.when_readable(self._wake)
+            thread.park(_present.now + seconds / thread.process.rate)
+            self._wake = None
+        self._rung = False
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class SimpleQueue:
     """Takes the place of `queue.SimpleQueue`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, cast
 from uuid import UUID, uuid5
 
@@ -14,11 +14,13 @@ from celery import Celery
 from celery_pgleader import Leadership, Term
 from celery_pgleader.channels import Route
 from celery_pgleader.notifications.courier import BrokerAway, Courier, Cut, NotTaken, Refused
-from celery_pgleader.notifications.relay import FIRST_REST, GLANCE, MOST_ATTEMPTS, POLL, REFUSED_REST, Round
+from celery_pgleader.notifications.relay import FIRST_REST, MOST_ATTEMPTS, POLL, REFUSED_REST, Round
 from celery_pgleader.store import Letter, Mailbox
+from celery_pgleader.threads import Doorbell
 
 TERM = Term(7, "shop", "a", 11)
 UID = UUID(int=1)
+A_WHILE = 0.1
 
 
 class MemoryMailbox(Mailbox):
@@ -61,7 +63,7 @@ class MemoryMailbox(Mailbox):
     def get_up(self) -> None:
         self.diary.append("got up")
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, _bell: Doorbell) -> bool:
         self.diary.append(f"{seconds:.2f} s")
         return self.nights.pop(0)()
 
@@ -262,7 +264,7 @@ def test_who_may_not_act_sends_nothing() -> None:
 def test_new_ones_pass_a_backlog() -> None:
     """If they have nothing to do with it; the order within its key is kept."""
     desk = Desk(*(make(number, "backlog") for number in range(1, 8)))
-    desk.round.go_on(_ended())
+    desk.round.go_on(_ended(), cast("Doorbell", None))
     desk.round._seen = 7  # noqa: SLF001 - what it had seen when it began
     desk.mailbox.letters += [make(8, "backlog"), make(9, "new"), make(10)]
     desk.turn()
@@ -297,10 +299,11 @@ class Nights(threading.Event):
     def told(self, *nights: Callable[[], bool]) -> list[str]:
         """Let these happen, one in each wait, and the end in the last; return what the relay did."""
         self.mailbox.nights = [*nights, self._end]
-        self.desk.round.go_on(self)
+        with closing(Doorbell()) as bell:
+            self.desk.round.go_on(self, bell)
         return self.mailbox.diary
 
-    def pass_by(self, seconds: float = GLANCE) -> Callable[[], bool]:
+    def pass_by(self, seconds: float = A_WHILE) -> Callable[[], bool]:
         """Have time go by."""
 
         def night() -> bool:
@@ -309,7 +312,7 @@ class Nights(threading.Event):
 
         return night
 
-    def wake(self, *letters: Letter, after: float = GLANCE) -> Callable[[], bool]:
+    def wake(self, *letters: Letter, after: float = A_WHILE) -> Callable[[], bool]:
         """Have these come, with a wake-up, after so many seconds."""
 
         def night() -> bool:
@@ -328,14 +331,14 @@ def test_with_nothing_to_do_it_sleeps() -> None:
     """Until it is woken; senders see it asleep all the while, so it need not lie down again."""
     nights = Nights(make(1))
     diary = nights.told(nights.pass_by(), nights.wake(make(2)))
-    assert diary == ["sleep", "0.10 s", "0.10 s", "0.10 s"]
+    assert diary == ["sleep", "5.00 s", "4.90 s", "5.00 s"]
     assert nights.desk.courier.taken == [1, 2]
 
 
 def test_it_looks_again_without_a_wake_up() -> None:
     """After a while."""
     nights = Nights()
-    assert nights.told(nights.pass_by(POLL)) == ["sleep", "0.10 s", "0.10 s"]
+    assert nights.told(nights.pass_by(POLL)) == ["sleep", "5.00 s", "5.00 s"]
 
 
 def test_it_looks_when_a_rest_is_over() -> None:
@@ -343,7 +346,7 @@ def test_it_looks_when_a_rest_is_over() -> None:
     nights = Nights(make(1, payload='"bad"'))
     nights.mailbox.is_any_waiting = lambda **_: False  # type: ignore[method-assign]  # it rests
     diary = nights.told(nights.pass_by(FIRST_REST - 0.02), nights.pass_by(0.03))
-    assert diary == ["sleep", "0.10 s", "0.02 s", "0.10 s"]
+    assert diary == ["sleep", "0.20 s", "0.02 s", "5.00 s"]
     assert nights.desk.courier.taken == [1], "as it can be sent now"
 
 
@@ -357,8 +360,8 @@ def test_it_does_not_sleep_while_senders_are_on_the_way() -> None:
         *("light sleep", "0.02 s"),
         *("light sleep", "0.04 s"),
         *("light sleep", "0.08 s"),
-        *("light sleep", "0.10 s"),
-        *("light sleep", "0.10 s", "0.05 s"),
+        *("light sleep", "0.16 s"),
+        *("light sleep", "0.25 s", "0.05 s"),
     ]
 
 
@@ -377,7 +380,7 @@ def test_who_may_not_act_sleeps() -> None:
     """Whatever waits."""
     nights = Nights(make(1))
     nights.desk.may_act = False
-    assert nights.told() == ["sleep", "0.10 s"]
+    assert nights.told() == ["sleep", "5.00 s"]
     assert nights.desk.courier.taken == []
 
 
@@ -392,7 +395,7 @@ def test_what_came_before_it_lay_down_is_seen() -> None:
         return original(lightly=lightly)
 
     nights.mailbox.lie_down = lie_down  # type: ignore[method-assign]  # a sender who was on the way
-    assert nights.told() == ["sleep", "got up", "nap 0.010 s", "sleep", "0.10 s"]
+    assert nights.told() == ["sleep", "got up", "nap 0.010 s", "sleep", "5.00 s"]
     assert nights.desk.courier.taken == [1]
 
 
@@ -401,9 +404,9 @@ def test_it_is_not_woken_more_often_than_it_would_look() -> None:
     nights = Nights()
     diary = nights.told(nights.wake(make(1), after=0.003), nights.wake(make(2), after=0.012))
     assert [what for what in diary if what != "got up"] == [
-        *("sleep", "0.10 s"),
-        *("nap 0.007 s", "sleep", "0.10 s"),
-        "0.10 s",
+        *("sleep", "5.00 s"),
+        *("nap 0.007 s", "sleep", "5.00 s"),
+        "5.00 s",
     ]
     assert nights.desk.courier.taken == [1, 2]
 
@@ -415,7 +418,7 @@ def test_where_senders_follow_one_another_it_looks_first(woken: bool) -> None:  
     nights.mailbox.is_quiet = False
 
     def come() -> bool:
-        nights.desk.now += GLANCE
+        nights.desk.now += A_WHILE
         if not woken:
             nights.mailbox.letters.append(make(1))
         return woken
