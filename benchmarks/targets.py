@@ -9,6 +9,7 @@ from typing import Any
 OURS, FLOOR, TRY_LOCK = "celery-pgleader", "floor: waits in pg_advisory_lock", "try-lock polling, 0.1 s"
 ELECTED = ("celery-redbeat", "single-beat", "celery-multibeat-scheduler", "celery-leased-beat")
 FAULTS = ("TERM", "kill -9", "SIGSTOP", "session ended", "server restart")
+SENDERS = [f"{when}, {n} clients" for when in ("nobody leads", "a leader relays", "at a moderate pace") for n in (1, 8)]
 
 Benchmarks = Mapping[str, Mapping[str, Any]]
 
@@ -130,6 +131,14 @@ def _after_the_commit(benchmarks: Benchmarks) -> tuple[str, bool]:
     return f"{ours:.1f} ms to {bare:.1f} ms", ours <= bare + 2
 
 
+def _write_cost(figure: str) -> Callable[[Benchmarks], tuple[str, bool]]:
+    def check(benchmarks: Benchmarks) -> tuple[str, bool]:
+        ours, plain = (_median(benchmarks, "writes", who, figure) for who in ("durable", "plain insert"))
+        return f"{ours:.2f} ms to {plain:.2f} ms: {ours / plain:.2f} times", ours <= 1.5 * plain
+
+    return check
+
+
 def _overhead(contender: str) -> Callable[[Benchmarks], tuple[str, bool]]:
     def check(benchmarks: Benchmarks) -> tuple[str, bool]:
         percent = _median(benchmarks, "overhead", contender, "slower than without")
@@ -158,6 +167,10 @@ TARGETS: Mapping[str, Callable[[Benchmarks], tuple[str, bool]]] = {
         for broker in ("Valkey", "RabbitMQ")
     },
     "a durable notification's task runs at most 2 ms later than a bare listener's": _after_the_commit,
+    **{
+        f"a durable notification costs its sender at most 1.5 times a plain insert, {senders}": _write_cost(senders)
+        for senders in SENDERS
+    },
     "a leader runs ordinary tasks less than 2 % slower": _overhead(OURS),
     "a follower runs ordinary tasks less than 2 % slower": _overhead("celery-pgleader, follower"),
     "a worker with --pgleader is ready at most 100 ms later": _start,

@@ -79,10 +79,10 @@ def run(*, quick: bool) -> Results:
                     _writers(bench, clients, pace) as all_,
                 ):
                     _write(all_, PLAIN, 0.2)
-                    for number in range(3 if quick else 21):
+                    for number in range(9 if quick else 21):
                         # What comes first or last has no advantage.
                         for name in sorted(STATEMENTS, reverse=bool(number % 2)):
-                            taken = _write(all_, name, 0.15 if quick else 0.5)
+                            taken = _write(all_, name, 0.3 if quick else 0.5)
                             results.add(name, f"{situation}, {clients} clients", taken)
                 with psycopg.connect(bench.database) as connection:
                     connection.execute("truncate plain, pgleader.notifications")
