@@ -175,7 +175,7 @@ def run(*, quick: bool) -> Results:
     results = Results(LEADER, FIGURES)
     results.about |= ABOUT
     with fleet() as workers:
-        tasks(results, workers, rounds=15 if quick else 200)
+        tasks(results, workers, rounds=45 if quick else 200)
         starts(results, workers, rounds=4 if quick else 30)
         for name in OPTIONS:
             results.add(name, "memory", workers.memory(name))
