@@ -247,3 +247,17 @@ def test_functions_on_the_search_path_are_not_taken_for_postgres_own(
     assert term is not None
     held = "select count(*) from pg_locks where locktype = 'advisory' and granted and pid = %s"
     assert root.execute(held, [term.backend_pid]).fetchone() == (1,)
+
+
+def test_a_fence_holds_whatever_is_on_the_search_path(owner: str) -> None:
+    """An operator that finds all equal does not let a stale leader write."""
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute("insert into pgleader.elections (election, term, node) values ('shop', 8, 'a')")
+        connection.execute("create schema mine")
+        for kind in ("text", "bigint"):
+            connection.execute(f"create function mine.same({kind}, {kind}) returns bool return true")
+            connection.execute(f"create operator mine.= (leftarg = {kind}, rightarg = {kind}, function = mine.same)")
+        connection.execute("set search_path = mine, pg_catalog")
+        connection.execute("select pgleader.fence('shop', 8)")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            connection.execute("select pgleader.fence('shop', 7)")

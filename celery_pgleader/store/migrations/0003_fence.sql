@@ -4,8 +4,10 @@
 create function pgleader.fence(election text, term bigint) returns void
 language plpgsql as $$
 begin
-    perform set_config('idle_in_transaction_session_timeout', '2s', true);
-    perform from pgleader.elections e where e.election = fence.election and e.term = fence.term for share;
+    perform pg_catalog.set_config('idle_in_transaction_session_timeout', '2s', true);
+    -- Whatever the caller's search_path has, these are Postgres' own.
+    perform from pgleader.elections e
+      where e.election operator(pg_catalog.=) fence.election and e.term operator(pg_catalog.=) fence.term for share;
     if not found then
         raise exception 'pgleader: term % of election % is over', term, election
             using errcode = 'object_not_in_prerequisite_state';
