@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +19,7 @@ from celery_pgleader.store import LEDGER_TERMS
 from celery_pgleader.store.orders import Orders
 from celery_pgleader.store.presence import Abilities, NodePresence
 from celery_pgleader.threads import Ending
+from celery_pgleader.worker import steward
 from celery_pgleader.worker.steward import Steward
 from tests.support.eventually import eventually
 
@@ -323,3 +325,22 @@ def test_the_steward_ends_with_the_term(shop: Shop) -> None:
     eventually(lambda: not member.leads, PATIENCE)
     shop.root.execute("update pgleader.elections set term = term + 1")
     member.steward.run(term, Ending())
+
+
+def test_a_steward_that_waits_hears_of_the_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not look up by itself."""
+    monkeypatch.setattr(steward, "LOOK_EVERY", 3_600.0)
+    member = shop.add("a")
+    shop.await_leader(member)
+    term = member.elector.leadership.term
+    assert term is not None
+    ended = Ending()
+    thread = threading.Thread(target=member.steward.run, args=[term, ended], daemon=True)
+    thread.start()
+    stewards = (
+        "select count(*) from pg_stat_activity where application_name like 'pgleader steward%' and state = 'idle'"
+    )
+    eventually(lambda: shop.root.execute(stewards).fetchall() == [(2,)], PATIENCE)
+    ended.set()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
