@@ -26,8 +26,9 @@ from celery_pgleader.threads import Ending
 logger = get_logger(__name__)
 
 COMMAND = "pgleader_held"
-# Those of whom one session is there as long as the worker is.
-ROLES = ("leader", "follower", "leaving")
+# Those of whom one session is there as long as the worker is: with its place in the line gone, a worker whose main loop
+# is busy with a leader-only run, and so does not answer, still has the turn.
+ROLES = ("leader", "follower", "turn", "leaving")
 # Between one attempt and the next.
 GLANCE = 0.25
 # The same, while an earlier leader has something in hand.
