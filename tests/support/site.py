@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import redis
 
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import observe
@@ -32,6 +34,7 @@ class Site:
         """Begin with the app of the guide from `-B`, which all guides share."""
         self.folder = folder
         self.database = database
+        self.broker = broker
         self.guide = named_blocks(GUIDES / guide)
         self._replaced = {BROKER: broker, DATABASE: database}
         self.environment = {
@@ -81,6 +84,15 @@ class Site:
         """Return the task ids of all runs, by whichever worker."""
         return [task_id for program in self.programs for task_id in RUN.findall(program.log.read_text())]
 
+    def sent(self) -> set[str]:
+        """Return the task ids of all runs, and of those to come of what is in the broker."""
+        with redis.Redis.from_url(self.broker) as client:
+            # In the order in which a message goes from one to the next.
+            waiting: list[Any] = client.lrange("celery", 0, -1)
+            taken: list[Any] = [json.loads(packed)[0] for packed in client.hvals("unacked")]
+        messages = [*map(json.loads, waiting), *taken]
+        return {message["headers"]["id"] for message in messages}.union(self.runs())
+
     def await_runs(self, number: int) -> None:
         """Wait for so many runs more."""
         before = len(self.runs())
@@ -102,11 +114,11 @@ class Site:
             rows = db.execute("select task_id::text from pgleader.slots where state in ('claimed', 'published')")
             return {task_id for (task_id,) in rows.fetchall()}
 
-    def check_runs(self, before: Sequence[str]) -> None:
-        """Check that all runs but those of before were the leader's, and that none came twice."""
+    def check_runs(self, before: set[str]) -> None:
+        """Check that all runs but those of what was sent before were the leader's, and that none came twice."""
         runs = self.runs()
         assert len(runs) == len(set(runs))
-        assert set(runs) - set(before) <= self.published()
+        assert set(runs) - before <= self.published()
 
     def end(self) -> None:
         """Leave nothing behind."""
