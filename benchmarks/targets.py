@@ -11,7 +11,7 @@ ELECTED = ("celery-redbeat", "single-beat", "celery-multibeat-scheduler", "celer
 FAULTS = ("TERM", "kill -9", "SIGSTOP", "session ended", "server restart")
 SENDERS = [
     f"{situation}, {clients}"
-    for situation in ("nobody leads", "a leader relays", "at a moderate pace")
+    for situation in ("nobody leads", "a leader relays", "at a moderate pace", "now and then")
     for clients in ("1 client", "8 clients")
 ]
 

@@ -51,8 +51,14 @@ STATEMENTS = {
     "durable": ("select pgleader.notify('orders', %s::jsonb)", "on"),
     "durable, pgleader.wake = off": ("select pgleader.notify('orders', %s::jsonb)", "off"),
 }
-# Whether there is a leader, and how many transactions a client makes in a second; 0 is as many as it can.
-SITUATIONS = {"nobody leads": (False, 0), "a leader relays": (True, 0), "at a moderate pace": (True, 50)}
+# Whether there is a leader, and how many transactions all clients together make in a second; 0 is as many as they can.
+# Only those that come now and then have a NOTIFY: most of them, by the chances of WRITER.
+SITUATIONS = {
+    "nobody leads": (False, 0),
+    "a leader relays": (True, 0),
+    "at a moderate pace": (True, 400),
+    "now and then": (True, 50),
+}
 SENDERS = {
     (situation, clients): f"{situation}, {clients} client{'s' * (clients > 1)}"
     for situation in SITUATIONS
@@ -82,7 +88,7 @@ def run(*, quick: bool) -> Results:
             for clients in (1, 8):
                 with (
                     bench.running(bench.relay()) if has_leader else nullcontext(),
-                    _writers(bench, clients, pace) as all_,
+                    _writers(bench, clients, pace / clients) as all_,
                 ):
                     _write(all_, PLAIN, 0.2)
                     senders = SENDERS[situation, clients]
@@ -100,7 +106,7 @@ def run(*, quick: bool) -> Results:
 
 
 @contextmanager
-def _writers(bench: Bench, number: int, pace: int) -> Iterator[list[subprocess.Popen[str]]]:
+def _writers(bench: Bench, number: int, pace: float) -> Iterator[list[subprocess.Popen[str]]]:
     command = [sys.executable, "-c", WRITER, bench.database, json.dumps(PAYLOAD), str(pace)]
     writers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(number)

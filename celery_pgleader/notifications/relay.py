@@ -129,6 +129,7 @@ class Round:
         self._pause = FIRST_REST
         self._nap = FIRST_NAP
         self._lay_down = -math.inf
+        self._has_found = False
         # Whether senders see that it sleeps; and whether all of them do whose notifications were not looked at yet.
         self._asleep = False
         self._all_wake = False
@@ -160,6 +161,7 @@ class Round:
                 return False
             resting = [letter for letter, _ in self._resting.values()]
             oldest, more = self._mailbox.waiting(resting=resting)
+            self._has_found = bool(oldest)
             if not oldest:
                 return False
             self._nap = FIRST_NAP
@@ -288,9 +290,9 @@ class Round:
         """Wait for a wake-up, the end of a rest, or the next look."""
         now = self._clock()
         # Where senders follow one another closely, it is cheaper for all to look than to be woken.
-        if now < self._lay_down + FIRST_NAP:
+        if (self._has_found and not self._all_wake) or now < self._lay_down + FIRST_NAP:
             self._get_up()
-            ended.wait(self._lay_down + FIRST_NAP - now)
+            ended.wait(FIRST_NAP)
             return
         self._lay_down = now
         until = min([now + POLL, *(rest_until for _, rest_until in self._resting.values())])

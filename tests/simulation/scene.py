@@ -31,14 +31,15 @@ NO_WORK = (0.0, 0.0)
 
 @dataclass(frozen=True)
 class Send:
-    """A durable notification.
+    """A transaction with durable notifications.
 
     Attributes:
-        at: when it is written.
-        seconds: until it is committed, or rolled back.
+        at: when they are written.
+        seconds: until they are committed, or rolled back.
         committed: which of both.
-        key: its key.
-        number: its payload.
+        key: their key.
+        number: their payload.
+        many: how many there are.
 
     """
 
@@ -47,6 +48,7 @@ class Send:
     committed: bool
     key: str | None
     number: int
+    many: int
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def draw(seed: int) -> History:
         operations += WORK
     number = 0 if sends and random.random() < 0.2 else random.randint(1, 5)
     if not number:
-        # Where nothing goes wrong, others follow closely: one that has the relay get up, and one while it is.
-        sends += [_follow(random, send, place) for send in sends for place in (1, 2)]
+        # Where nothing goes wrong, others often follow closely: one that has the relay get up, and one while it is.
+        sends += [_follow(random, send, place) for send in sends for place in random.choice(((), (1, 2), (1, 2)))]
     faults = draw_faults(random, number, nodes, until, operations)
     return History(
         seed,
@@ -130,7 +132,7 @@ def draw(seed: int) -> History:
 def _draw_send(random: Random, until: float, number: int) -> Send:
     key = random.choice((None, "a", "a", "b"))
     held = random.choice((0.001, 0.02, 0.5)) * random.random()
-    return Send(random.uniform(0, until), held, random.random() < 0.9, key, number)
+    return Send(random.uniform(0, until), held, random.random() < 0.9, key, number, random.choice((1, 1, 1, 4)))
 
 
 def _follow(random: Random, send: Send, place: int) -> Send:
@@ -186,7 +188,7 @@ class Scene:
             arrange(self, fault)
         for send in history.sends:
             parameters = {"channel": CHANNEL, "payload": str(send.number), "key": send.key}
-            self.world.at(send.at, self.server.transact, parameters, send.seconds, send.committed)
+            self.world.at(send.at, self.server.transact, [parameters] * send.many, send.seconds, send.committed)
 
     def _work(self, run: Run, *, ended: bool) -> float:
         if ended:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -74,14 +75,14 @@ class Server:
             transaction.commit()
         session.end()
 
-    def transact(self, parameters: dict[str, Any], seconds: float, committed: bool) -> None:  # noqa: FBT001 - as it ends
-        """Have somebody send a notification, in a transaction that lasts for a while."""
+    def transact(self, sent: Sequence[dict[str, Any]], seconds: float, committed: bool) -> None:  # noqa: FBT001 - as it ends
+        """Have somebody send notifications, in a transaction that lasts for a while."""
         if not self.up:
             return
         session = self.database.connect()
         transaction = session.begin()
         _, twin = twins.twin_of(NOTIFY)
-        steps = twin(transaction, **parameters)
+        steps = chain.from_iterable(twin(transaction, **parameters) for parameters in sent)
 
         def end() -> None:
             if session.transaction is transaction:
