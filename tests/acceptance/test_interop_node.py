@@ -238,7 +238,7 @@ def test_from_platformatic_leader(
         assert old.stop() == 0
         eventually(lambda: any(worker.has_logged("gained leadership") for worker in workers), timeout=PATIENCE)
         site.await_runs(2)
-        site.check_runs([])
+        site.check_runs(set())
         (tmp_path / "node_modules").symlink_to(node_programs / "node_modules")
         (tmp_path / "send.mjs").write_text(
             "import pg from 'pg'\nconst client = new pg.Client({ connectionString: process.argv[2] })\n"
