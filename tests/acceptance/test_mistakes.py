@@ -1,4 +1,7 @@
-"""The mistakes that newcomers make: what they are told says what to do. The list is in tests/unit/test_mistakes.py."""
+"""The mistakes that newcomers make: what they are told says what to do.
+
+The list is in tests/documents/test_mistakes.py.
+"""
 
 from __future__ import annotations
 
