@@ -175,15 +175,15 @@ def run(*, quick: bool) -> Results:
     results = Results(LEADER, FIGURES)
     results.about |= ABOUT
     # One worker may be quicker than the next for as long as it lives, whatever it is.
-    for _ in range(5 if quick else 20):
+    for _ in range(3 if quick else 20):
         with fleet() as workers:
             tasks(results, workers, rounds=9 if quick else 20)
     with fleet() as workers:
-        starts(results, workers, rounds=4 if quick else 30)
+        starts(results, workers, rounds=3 if quick else 30)
         for name in OPTIONS:
             results.add(name, "memory", workers.memory(name))
             results.add(name, "connections", workers.connections(name))
-    statements(results, 12.0 if quick else 60.0)
+    statements(results, 10.0 if quick else 60.0)
     return results
 
 

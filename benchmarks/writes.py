@@ -92,7 +92,7 @@ def run(*, quick: bool) -> Results:
                 ):
                     _write(all_, PLAIN, 0.2)
                     senders = SENDERS[situation, clients]
-                    for number in range(15 if quick else 51):
+                    for number in range(9 if quick else 51):
                         # What comes first or last has no advantage.
                         turns = sorted(STATEMENTS, reverse=bool(number % 2))
                         taken = {name: _write(all_, name, 0.2 if quick else 0.5) for name in turns}

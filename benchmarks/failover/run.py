@@ -46,7 +46,7 @@ class Extent:
     bound: float
 
 
-QUICK = Extent(rounds=6, seconds=60, bound=12)
+QUICK = Extent(rounds=5, seconds=45, bound=12)
 # RedBeat's default takes half an hour.
 FULL = Extent(rounds=50, seconds=7200, bound=2000)
 
