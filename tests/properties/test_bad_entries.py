@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from celery_pgleader.beat.entries import check_entries
 from celery_pgleader.errors import ConfigurationError
-from tests.unit.test_bad_settings import assert_clear, fuzzed, names, values
+from tests.properties.test_bad_settings import assert_clear, fuzzed, names, values
 
 TASK = {"task": "proj.tick", "schedule": 1.0}
 INTERVALS = "must be a number of seconds, a timedelta, or a schedule such as crontab()"
