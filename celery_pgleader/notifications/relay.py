@@ -155,15 +155,16 @@ class Round:
     def turn(self) -> bool:
         """Dispatch a batch; tell whether to look again at once, since something was left behind."""
         now = self._clock()
+        self._has_found = False
         self._resting = {id_: rest for id_, rest in self._resting.items() if rest[1] > now}
         with self._leadership.acting():
             if not self._may_act():
                 return False
             resting = [letter for letter, _ in self._resting.values()]
             oldest, more = self._mailbox.waiting(resting=resting)
-            self._has_found = bool(oldest)
             if not oldest:
                 return False
+            self._has_found = True
             self._nap = FIRST_NAP
             before = self._dispatched
             self._dispatch(oldest)

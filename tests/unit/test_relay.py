@@ -388,6 +388,19 @@ def test_who_may_not_act_sleeps() -> None:
     assert nights.desk.courier.taken == []
 
 
+def test_who_may_not_act_any_more_sleeps() -> None:
+    """Whatever its last look has found."""
+    nights = Nights(make(1))
+    original = nights.wait
+
+    def wait(timeout: float | None = None) -> bool:
+        nights.desk.may_act = False
+        return original(timeout)
+
+    nights.wait = wait  # type: ignore[method-assign]  # it happens in the nap after that look
+    assert nights.told() == ["nap 0.010 s", "sleep", "5.00 s"]
+
+
 def test_what_came_before_it_lay_down_is_seen() -> None:
     """Nobody wakes it for that."""
     nights = Nights()
