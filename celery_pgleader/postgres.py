@@ -25,8 +25,9 @@ CANCEL_TIMEOUT = 1.0
 GLANCE = 0.1
 # What a message begins with in which the server says that something went wrong, such as that it ends the session.
 ERROR_RESPONSE = b"E"
-# How often a pooler is given the occasion to mix sessions up, and seconds for which each may wait for a session.
-PROBES = 3
+# How often a pooler is given the occasion to mix sessions up, by so many statements in a row and then by another
+# connection; and seconds for which that may wait for a session.
+PROBES, PROBE_STATEMENTS = 4, 5
 PROBE_PATIENCE = 1.0
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -220,8 +221,8 @@ def _is_shared(session: Session, conninfo: str) -> bool:
     info = session.info
     same = make_conninfo(conninfo, host=info.host, hostaddr=info.hostaddr, port=info.port)
     for _ in range(PROBES):
-        # Twice in a row, then in turn with another: whichever free session a pooler prefers, one of both shows it.
-        if _backend_pid(session, CONNECT_TIMEOUT) != backend_pid:
+        # Some in a row, then in turn with another: whichever free session a pooler prefers, one of both shows it.
+        if any(_backend_pid(session, CONNECT_TIMEOUT) != backend_pid for _ in range(PROBE_STATEMENTS)):
             return True
         try:
             with _connect(same) as other:
