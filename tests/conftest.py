@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -30,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--images", metavar="DIR", type=Path, help="write the pictures of the documentation here, such as docs/images"
     )
     parser.addoption(
+        "--share", metavar="K/N", help="only the K-th of N parts of the tests, each of which is in one of them"
+    )
+    parser.addoption(
         "--plant", metavar="BUG", help="plant a bug, of tests/simulation/planted.py; some test has to fail"
     )
 
@@ -46,6 +50,16 @@ def pytest_configure(config: pytest.Config) -> None:
         stack = ExitStack()
         config.add_cleanup(stack.close)
         stack.enter_context(planted(bug))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not in the share that is asked for."""
+    share = config.getoption("--share")
+    if share:
+        part, _, of = share.partition("/")
+        chosen = [item for item in items if crc32(item.nodeid.encode()) % int(of) == int(part) - 1]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
 
 
 def make_temporary_folder() -> Callable[[], None]:
