@@ -204,7 +204,7 @@ def an_old_snapshot(stack: ExitStack) -> None:
 # The schedule.
 
 
-@bug("tests/unit/test_beat.py -k overwrite")
+@bug("tests/unit/beat/test_scheduler.py -k overwrite")
 def a_sync_after_the_loss(stack: ExitStack) -> None:
     """A scheduler that is closed writes its state over that of the next leader."""
     stack.enter_context(patch.object(scheduler.TermBound, "sync", lambda self: super(scheduler.TermBound, self).sync()))
