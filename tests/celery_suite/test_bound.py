@@ -56,7 +56,9 @@ def add_due(scheduler: Any) -> Callable[..., Any]:
     return add
 
 
-def test_the_app_s_own_task_is_sent(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
+def test_task_of_the_app_is_sent_by_its_own_apply_async(
+    app: Celery, scheduler: Any, add_due: Callable[..., Any]
+) -> None:
     @app.task(shared=False)
     def report() -> None: ...
 
@@ -67,7 +69,9 @@ def test_the_app_s_own_task_is_sent(app: Celery, scheduler: Any, add_due: Callab
 
 
 @pytest.mark.parametrize(("args", "sent"), [(None, []), ((101,), [101])])
-def test_arguments(scheduler: Any, add_due: Callable[..., Any], args: Any, sent: list[Any]) -> None:
+def test_entry_is_sent_with_its_arguments(
+    scheduler: Any, add_due: Callable[..., Any], args: Any, sent: list[Any]
+) -> None:
     entry = add_due("report")
     entry.args, entry.kwargs = args, None
     scheduler.tick()
@@ -84,7 +88,7 @@ def test_headers_and_options_are_kept(scheduler: Any, add_due: Callable[..., Any
 
 
 @pytest.mark.parametrize("broken", [{}, {"task": "other", "schedule": Broken(60)}], ids=["sending", "schedule"])
-def test_one_entry_that_fails_stops_no_other(
+def test_failing_entry_stops_no_other(
     scheduler: Any, add_due: Callable[..., Any], caplog: pytest.LogCaptureFixture, broken: dict[str, Any]
 ) -> None:
     add_due("broken", **broken)
@@ -96,20 +100,20 @@ def test_one_entry_that_fails_stops_no_other(
     assert "broken" in record.getMessage()
 
 
-def test_another_interval_is_seen_by_the_next_tick(scheduler: Any) -> None:
+def test_changed_interval_is_seen_by_the_next_tick(scheduler: Any) -> None:
     for seconds in 5, 10, 3:
         scheduler.add(name="report", task="report", schedule=seconds)
         assert seconds - 1 < scheduler.tick() <= seconds
 
 
-def test_what_was_sent_is_due_again_when_its_interval_is_over(scheduler: Any, add_due: Callable[..., Any]) -> None:
+def test_sent_entry_is_due_again_after_its_interval(scheduler: Any, add_due: Callable[..., Any]) -> None:
     add_due("report")
     assert 0 < scheduler.tick() <= 60
     assert 0 < scheduler.tick() <= 60
     assert len(scheduler.sent) == scheduler.schedule["report"].total_run_count == 1
 
 
-def test_a_sync_is_due_after_so_many_messages(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
+def test_sync_is_due_after_so_many_messages(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
     scheduler.sync_every_tasks = 2
     scheduler.sync = Mock()
     scheduler._do_sync()  # noqa: SLF001 - as celery.beat.Service does

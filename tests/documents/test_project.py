@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_step_of_the_schema_is_a_migration_of_django() -> None:
+def test_every_schema_step_has_a_django_migration() -> None:
     """A step without one is not run by `manage.py migrate`: copy one that is there, under the step's name."""
     package = ROOT / "celery_pgleader"
     steps = {path.stem for path in (package / "store" / "migrations").glob("*.sql")}

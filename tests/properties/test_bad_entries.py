@@ -45,8 +45,7 @@ def refusal(entries: Any, scheduler: type = Scheduler) -> str:
         ScheduleEntry(name="tick", task="proj.tick", schedule=schedule(1.0), app=Celery(set_as_current=False)),
     ],
 )
-def test_what_celery_takes_is_taken(entry: Any) -> None:
-    """As it is."""
+def test_entry_that_celery_accepts_is_accepted(entry: Any) -> None:
     check_entries({"tick": entry}, Scheduler)
 
 
@@ -68,19 +67,18 @@ def test_what_celery_takes_is_taken(entry: Any) -> None:
         ),
     ],
 )
-def test_what_it_could_make_nothing_of_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_unusable_field_is_refused(changed: dict[str, Any], message: str) -> None:
     """With the entry, the value and the rule."""
     assert refusal({"good": TASK, "tick": {**TASK, **changed}}) == f"beat_schedule['tick']{message}"
 
 
 @pytest.mark.parametrize("entries", [None, [TASK], {5: TASK}, {"": TASK}, {"\ud800": TASK}, {"tick": "x"}, {"tick": 5}])
-def test_what_is_no_schedule_at_all(entries: Any) -> None:
-    """Nor a name, nor an entry."""
+def test_schedule_without_names_or_entries_is_refused(entries: Any) -> None:
     assert_clear(refusal(entries), "beat_schedule")
 
 
-def test_schedulers_with_entries_of_their_own_kind() -> None:
-    """They know their fields; the ledger needs a name and a task in any case."""
+def test_entry_of_its_own_kind_needs_a_name_and_a_task_only() -> None:
+    """Its scheduler knows the fields."""
     check_entries({"tick": {**TASK, "schedule": "every day", "enabled": True}}, Special)
     assert refusal({"tick": {"schedule": 1}}, Special).startswith("beat_schedule['tick']['task'] = None")
 
@@ -101,8 +99,8 @@ entry_values = values | st.timedeltas() | st.builds(schedule, st.floats(0, 1e6))
         max_size=3,
     )
 )
-def test_any_entry(entries: dict[str, Any]) -> None:
-    """Is refused clearly, or Celery's own scheduler can be made of it."""
+def test_any_entry_is_refused_clearly_or_usable(entries: dict[str, Any]) -> None:
+    """Usable is what Celery's own scheduler can be made of."""
     try:
         check_entries(entries, Scheduler)
     except ConfigurationError as error:
