@@ -12,9 +12,10 @@ from celery import Celery
 from celery.beat import Scheduler
 from celery.schedules import schedule
 
+from celery_pgleader.beat import scheduler as beat_scheduler
 from tests.celery_suite.stand_ins import Clock, make_bound
 
-LONG_AGO = datetime.now(timezone.utc) - timedelta(days=1)
+NOON = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)
 
 
 class Recording(Scheduler):
@@ -37,12 +38,16 @@ class Broken(schedule):
 
 @pytest.fixture
 def app() -> Celery:
-    return Celery("shop", broker="memory://", set_as_current=False)
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.now = lambda: NOON  # type: ignore[method-assign]
+    return app
 
 
 @pytest.fixture
-def scheduler(app: Celery) -> Any:
-    made = make_bound(Recording, app, Clock())
+def scheduler(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Any:
+    clock = Clock()
+    monkeypatch.setattr(beat_scheduler, "time", clock)
+    made = make_bound(Recording, app, clock)
     made.__init__(app=app)
     made.sent = []
     return made
@@ -51,7 +56,9 @@ def scheduler(app: Celery) -> Any:
 @pytest.fixture
 def add_due(scheduler: Any) -> Callable[..., Any]:
     def add(name: str, **options: Any) -> Any:
-        return scheduler.add(name=name, **{"task": name, "schedule": 60, "last_run_at": LONG_AGO, **options})
+        return scheduler.add(
+            name=name, **{"task": name, "schedule": 60, "last_run_at": NOON - timedelta(days=1), **options}
+        )
 
     return add
 
@@ -103,13 +110,13 @@ def test_failing_entry_stops_no_other(
 def test_changed_interval_is_seen_by_the_next_tick(scheduler: Any) -> None:
     for seconds in 5, 10, 3:
         scheduler.add(name="report", task="report", schedule=seconds)
-        assert seconds - 1 < scheduler.tick() <= seconds
+        assert scheduler.tick() == seconds
 
 
 def test_sent_entry_is_due_again_after_its_interval(scheduler: Any, add_due: Callable[..., Any]) -> None:
     add_due("report")
-    assert 0 < scheduler.tick() <= 60
-    assert 0 < scheduler.tick() <= 60
+    assert scheduler.tick() == 60
+    assert scheduler.tick() == 60
     assert len(scheduler.sent) == scheduler.schedule["report"].total_run_count == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from celery_pgleader.threads import Inbox
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 def test_inbox_keeps_order_and_survives_errors(caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,7 @@ class Beat:
     def end(self) -> None:
         """End the term, and wait until the beat has ended."""
         self.ended.set()
-        self.thread.join(10)
+        self.thread.join(30)
         assert not self.thread.is_alive()
 
     def messages(self) -> list[Any]:
@@ -86,7 +86,7 @@ def beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Beat:
 def test_beat_ends_at_once_with_its_term(beat: Beat) -> None:
     """However long nothing is due. The schedule file is written, the ledger closed."""
     beat.thread.start()
-    eventually(lambda: "register" in beat.ledger.calls, timeout=10)
+    eventually(lambda: "register" in beat.ledger.calls, timeout=30)
     beat.end()
     assert beat.leadership.settle(0)
     assert beat.ledger.closed
@@ -114,7 +114,7 @@ def test_beat_first_publishes_slots_that_were_left_claimed(beat: Beat) -> None:
     slot = datetime.now(UTC) - HOUR
     beat.ledger.unsettled = [Claimed("tick", slot, 6), Claimed("gone", slot, 6)]
     beat.thread.start()
-    eventually(lambda: len(beat.ledger.outcomes) == 2, timeout=10)
+    eventually(lambda: len(beat.ledger.outcomes) == 2, timeout=30)
     beat.end()
     assert set(beat.ledger.outcomes) == {
         Outcome("gone", slot, "expired", "the entry is gone"),
@@ -132,10 +132,10 @@ def test_beat_sends_nothing_while_the_ledger_is_away(beat: Beat, caplog: pytest.
     beat.ledger.error = psycopg.OperationalError("no route to host")
     beat.ledger.unsettled = [Claimed("tick", datetime.now(UTC), 6)]
     beat.thread.start()
-    eventually(lambda: len(beat.ledger.calls) > 5, timeout=10)
+    eventually(lambda: len(beat.ledger.calls) > 5, timeout=30)
     assert not beat.messages()
     beat.ledger.error = None
-    eventually(lambda: beat.ledger.outcomes, timeout=10)
+    eventually(lambda: beat.ledger.outcomes, timeout=30)
     beat.end()
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert said == ["pgleader: the ledger cannot be asked, and nothing is sent until it can: no route to host"]
@@ -147,7 +147,7 @@ def test_beat_ends_without_error_when_the_ledger_refuses_its_term(beat: Beat) ->
     """Another node leads by then."""
     beat.ledger.error = Superseded()
     beat.thread.start()
-    beat.thread.join(10)
+    beat.thread.join(30)
     assert not beat.thread.is_alive()
     assert not beat.raised
     assert beat.ledger.closed
@@ -191,7 +191,7 @@ def test_beat_that_hangs_is_reported_as_trouble(beat: Beat) -> None:
     assert beat.beat.trouble(Term(8, "shop", "a", 12)) is None
     beat.uptime = 100.0
     beat.thread.start()
-    eventually(lambda: beat.beat.trouble(TERM) is None, timeout=10)
+    eventually(lambda: beat.beat.trouble(TERM) is None, timeout=30)
     beat.end()
 
 
@@ -202,7 +202,7 @@ def test_wrong_clock_is_logged_at_the_beginning_of_a_term(
     """Slots are due by this host's clock."""
     beat.ledger.clock_skew = skew
     beat.thread.start()
-    eventually(lambda: "register" in beat.ledger.calls, timeout=10)
+    eventually(lambda: "register" in beat.ledger.calls, timeout=30)
     beat.end()
     said = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
     assert len(said) == bool(words)

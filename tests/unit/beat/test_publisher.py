@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -22,7 +21,7 @@ from tests.support.eventually import eventually
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Broker:
@@ -200,11 +199,10 @@ def test_put_does_not_wait_for_a_broker_that_hangs(broker: Broker) -> None:
     broker.publisher.start()
     broker.put("a")
     assert broker.entered.wait(PATIENCE)
-    began = time.monotonic()
     for minute in range(100):
         broker.put("b", minute)
         broker.put("c", minute, newest_only=False)
-    assert time.monotonic() - began < 1
+    assert not broker.taken, "the broker hangs still"
     broker.gate.set()
     broker.settled(201)
     assert broker.taken == [("a", 0), *(("c", minute) for minute in range(99)), ("b", 99), ("c", 99)]
@@ -336,9 +334,8 @@ def test_stop_does_not_wait_for_a_broker_that_hangs(broker: Broker) -> None:
     broker.put("a")
     broker.put("b")
     assert broker.entered.wait(PATIENCE)
-    began = time.monotonic()
     broker.publisher.stop(0.01)
-    assert time.monotonic() - began < 1
+    assert not broker.taken, "the broker hangs still"
     broker.gate.set()
     broker.settled(1)
     eventually(lambda: "pgleader-publisher" not in {thread.name for thread in threading.enumerate()}, timeout=PATIENCE)

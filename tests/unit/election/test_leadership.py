@@ -8,7 +8,7 @@ import pytest
 
 from celery_pgleader.election import Change, Leadership, Term
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 FIRST, SECOND = Term(1, "shop", "a", 11), Term(2, "shop", "a", 12)
 
 

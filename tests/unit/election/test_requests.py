@@ -6,7 +6,7 @@ import threading
 
 from celery_pgleader.election.requests import Requests
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 def test_request_wakes_the_waiting_thread() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from celery_pgleader.election import Leadership, Term, TermRunner
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 FIRST, SECOND = Term(1, "shop", "a", 11), Term(2, "shop", "a", 12)
 
 
