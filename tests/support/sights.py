@@ -92,7 +92,7 @@ class Desk:
         self.rings = 0
         self.feed = Feed()
         self.source = FakeSource()
-        self.watcher = Watcher(CONFIG, self.source, self.ring, lambda: self.now)  # type: ignore[arg-type]  # it answers
+        self.watcher = Watcher(CONFIG, self.source, self.ring, lambda: self.now)
 
     def ring(self) -> None:
         self.rings += 1

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.payload import Notification
+from tests.support.memory import MemoryLedger, Outbox
 from tests.unit.notifications.test_relay import Desk, make
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
@@ -98,29 +98,12 @@ def test_each_attempt_to_publish_is_a_span(exported: InMemorySpanExporter, app: 
     assert published.attributes == {"pgleader.entry": "tick", "pgleader.slot": "2026-11-24T12:01:00+00:00"}
 
 
-class FakeLedger:
-    """Accepts every claim."""
-
-    def entries(self) -> dict[str, Any]:
-        return {}
-
-    def claimed(self) -> list[Any]:
-        return []
-
-    def register(self, entries: Any) -> None:
-        self.registered = entries
-
-    def claim(self, rows: Any, records: Any) -> set[str]:
-        return {row.entry for row in rows}
-
-
 def test_claim_is_the_cause_of_its_publications(exported: InMemorySpanExporter, app: Celery) -> None:
     """Of all slots that were claimed together."""
     now = [NOON]
-    put: list[Dispatch] = []
-    publisher = SimpleNamespace(put=put.append)
+    outbox = Outbox()
     config = Config(database_url="host=db", election="shop")
-    keeper = SlotKeeper(config, Term(7, "shop", "a", 1), FakeLedger(), publisher, lambda: now[0])  # type: ignore[arg-type]  # stand-ins
+    keeper = SlotKeeper(config, Term(7, "shop", "a", 1), MemoryLedger(), outbox, lambda: now[0])
     entries = {
         name: ScheduleEntry(name, "proj.tick", NOON, schedule=schedule(60.0, app=app), app=app)
         for name in ("one", "two")
@@ -133,7 +116,7 @@ def test_claim_is_the_cause_of_its_publications(exported: InMemorySpanExporter, 
             keeper.publish(entries[name], claim)
     (span,) = exported.get_finished_spans()
     assert span.attributes == {"pgleader.election": "shop", "pgleader.term": 7, "pgleader.slots": 2}
-    assert [dispatch.cause for dispatch in put] == [span.context, span.context]
+    assert [dispatch.cause for dispatch in outbox.dispatches] == [span.context, span.context]
 
 
 def test_tasks_of_a_raw_notification_belong_to_one_span(exported: InMemorySpanExporter, app: Celery) -> None:

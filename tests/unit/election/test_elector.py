@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Any
 
 import pytest
 
@@ -44,6 +43,10 @@ class Session:
         """Mint what the test says."""
         return self.minted
 
+    def renew(self, _backend_pid: int, _seconds: float) -> bool:
+        """Fail: no test is to last that long."""
+        raise AssertionError
+
     def is_quiet(self) -> bool:
         """Say that nothing was heard."""
         return True
@@ -66,12 +69,8 @@ class Session:
 def elector_with(*sessions: Session) -> tuple[Elector, list[Change]]:
     """Return an elector that gets these sessions, one after the other, and the changes that it tells."""
     left = iter(sessions)
-
-    def open_session(*_: object) -> Any:
-        return next(left)
-
     changes: list[Change] = []
-    elector = Elector(CONFIG, "node", open_session=open_session)
+    elector = Elector(CONFIG, "node", open_session=lambda *_: next(left))
     elector.leadership.subscribe(changes.append)
     return elector, changes
 

@@ -13,9 +13,9 @@ from celery import Celery
 
 from celery_pgleader import Leadership, Term
 from celery_pgleader.channels import Route
-from celery_pgleader.notifications.courier import BrokerAway, Courier, Cut, NotTaken, Refused
+from celery_pgleader.notifications.courier import BrokerAway, Cut, NotTaken, Refused
 from celery_pgleader.notifications.relay import FIRST_REST, MOST_ATTEMPTS, POLL, REFUSED_REST, Round
-from celery_pgleader.store import Letter, Mailbox
+from celery_pgleader.store import Letter
 from celery_pgleader.threads import Doorbell
 
 TERM = Term(7, "shop", "a", 11)
@@ -23,7 +23,7 @@ UID = UUID(int=1)
 A_WHILE = 0.1
 
 
-class MemoryMailbox(Mailbox):
+class MemoryMailbox:
     """Letters in a list."""
 
     def __init__(self, *letters: Letter) -> None:
@@ -83,12 +83,12 @@ class MemoryMailbox(Mailbox):
         self.dead.append((letter.id, error))
 
 
-class MemoryCourier(Courier):
+class MemoryCourier:
     """A broker that does not take some messages, or none."""
 
     def __init__(self) -> None:
         """Begin with one that takes all."""
-        super().__init__(Celery("shop", broker="memory://", set_as_current=False))
+        self.may_take_some = False
         self.batches: list[list[int]] = []
         self.taken: list[int] = []
         self.bad: dict[int, NotTaken] = {}
@@ -109,6 +109,9 @@ class MemoryCourier(Courier):
 
     def reachable(self) -> bool:
         return self.is_there
+
+    def is_of_connection(self, error: BaseException) -> bool:
+        return isinstance(error, NotTaken)
 
 
 class Desk:
