@@ -20,12 +20,14 @@ from tests.support.shell import check_celery, check_program, commands
 
 @pytest.mark.parametrize("block", all_blocks("python"), ids=str)
 def test_python_block_compiles(block: Block) -> None:
-    compile(block.code, str(block.page), "exec")
+    assert compile(block.code, str(block.page), "exec")
 
 
 @pytest.mark.parametrize("block", all_blocks("sh"), ids=str)
 def test_shell_block_is_made_of_existing_commands(block: Block) -> None:
-    for words in filter(None, commands(block.code)):
+    lines = list(commands(block.code))
+    assert lines
+    for words in filter(None, lines):
         check_program(words)
 
 
@@ -43,7 +45,7 @@ def test_command_in_the_text_has_existing_options(page: Path) -> None:
 @pytest.mark.parametrize("block", all_blocks("json", "yaml", "ini", "toml"), ids=str)
 def test_data_block_can_be_parsed(block: Block) -> None:
     if block.language == "json":
-        json.loads(block.code)
+        assert json.loads(block.code)
     elif block.language == "yaml":
         assert list(yaml.safe_load_all(block.code))
     else:

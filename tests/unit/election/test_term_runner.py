@@ -83,6 +83,7 @@ def test_runner_may_start_late_and_stop_early(leadership: Leadership, runner: Te
     runs.await_counts(1, 1)
     runner.start()
     runs.await_counts(2, 1)
+    assert (runs.begun, runs.ended) == ([1, 1], [1])
 
 
 def test_failed_run_is_repeated_while_the_term_lasts(
