@@ -19,15 +19,14 @@ from celery_pgleader.cli.plugin import WORKER_OPTIONS, pgleader
 from celery_pgleader.config import PREFIX, Config
 from celery_pgleader.dashboard.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from celery_pgleader.testing import FakeNode
+from tests.support.pages import BLOCK, ROOT, blocks_in
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 METRICS = {*GAUGES, *(f"{name}_total" for name in COUNTERS), *HISTOGRAMS}
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -51,13 +50,12 @@ def facts(field: str) -> dict[str, str]:
 
 def prose(page: Path) -> str:
     """Return a page without its code blocks."""
-    return FENCE.sub("", page.read_text())
+    return BLOCK.sub("", page.read_text())
 
 
 def code(page: Path) -> str:
     """Return what a page sets as code, in blocks or in a line."""
-    blocks = [block for _, block in FENCE.findall(page.read_text())]
-    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", prose(page))])
+    return "\n".join([*(block.code for block in blocks_in(page)), *re.findall(r"`([^`\n]+)`", prose(page))])
 
 
 def anchors(page: Path) -> set[str]:

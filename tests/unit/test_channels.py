@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from celery_pgleader.channels import check_channel
-from celery_pgleader.config import LIBPQ_ENVIRONMENT
 from celery_pgleader.errors import ConfigurationError
-
-
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the environment of whoever runs the tests out of them."""
-    for name in os.environ:
-        if name.startswith(("PGLEADER_", "CELERY_")) or name in LIBPQ_ENVIRONMENT:
-            monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("channel", ["x" * 64, "ü" * 32, "a\0b", "\ud800"])
