@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from celery_pgleader.channels import Route
-from celery_pgleader.config import LIBPQ_ENVIRONMENT, Config, election_of
+from celery_pgleader.config import LIBPQ_ENVIRONMENT, MAX_PRIORITY, Config, election_of
 from celery_pgleader.errors import ConfigurationError, shown
 
 URL = "postgresql://app:s3cret@db.example/shop"
@@ -125,6 +125,12 @@ def test_bad_ttl_is_refused(value: object) -> None:
 def test_bad_lock_is_refused(value: object) -> None:
     """Only what fits a bigint is a lock key."""
     assert refusal(lock=value) == f"pgleader_lock = {value!r}: must be a whole number that fits a Postgres bigint"
+
+
+@pytest.mark.parametrize("value", [-1, MAX_PRIORITY + 1, "high", 1.5, True])
+def test_bad_priority_is_refused(value: object) -> None:
+    rule = f"must be a whole number from 0 to {MAX_PRIORITY}"
+    assert refusal(priority=value) == f"pgleader_priority = {value!r}: {rule}"
 
 
 @pytest.mark.parametrize("value", [4242, "4242"])
