@@ -86,7 +86,7 @@ def trust_without_end(stack: ExitStack) -> None:
     stack.enter_context(patch("celery_pgleader.config.Config.trust_window", 1e9))
 
 
-@bug("tests/unit/test_state.py")
+@bug("tests/unit/election/test_state.py")
 def a_late_renewal_counts(stack: ExitStack) -> None:
     """A renewal that is answered when trust has ended goes on with the term."""
     real = state._renewed
@@ -204,7 +204,7 @@ def an_old_snapshot(stack: ExitStack) -> None:
 # The schedule.
 
 
-@bug("tests/unit/test_beat.py -k overwrite")
+@bug("tests/unit/beat/test_scheduler.py -k overwrite")
 def a_sync_after_the_loss(stack: ExitStack) -> None:
     """A scheduler that is closed writes its state over that of the next leader."""
     stack.enter_context(patch.object(scheduler.TermBound, "sync", lambda self: super(scheduler.TermBound, self).sync()))
@@ -333,7 +333,7 @@ def what_is_given_back_goes_elsewhere(stack: ExitStack) -> None:
 # When the leader leaves.
 
 
-@bug("tests/unit/test_elector.py")
+@bug("tests/unit/election/test_elector.py")
 def the_lock_is_let_go_first(stack: ExitStack) -> None:
     """The lock is free while somebody still acts for the old leader."""
     stack.enter_context(patch.object(elector.Candidacy, "_close", _close_at_once))

@@ -1,4 +1,4 @@
-"""What is told of a slot, for each end that it can come to."""
+"""What operators are told of a slot, for each end that it can come to."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def slot(state: str, reason: str | None = None, *, late: timedelta = SECOND / 50
     return replace(SLOT, state=state, reason=reason, claimed_at=TEN + late, settled_at=TEN + late, **changes)
 
 
-def test_published_on_time() -> None:
-    """By whom, and as which task."""
+def test_slot_published_on_time_names_leader_and_task() -> None:
     assert told() == (
         Found.PUBLISHED,
         (
@@ -60,8 +59,8 @@ def test_published_on_time() -> None:
     )
 
 
-def test_published_late_after_a_failover() -> None:
-    """Who led before, how that ended, and who came then."""
+def test_slot_late_after_a_failover_names_both_leaders() -> None:
+    """How the term of the first ended, and when that of the second began."""
     found, words = told(slot=slot("published", late=7 * SECOND, term=8), claimed_by=LATER, led=GONE)
     assert found is Found.LATE
     assert words.endswith(
@@ -73,22 +72,21 @@ def test_published_late_after_a_failover() -> None:
     assert first.endswith("Nobody led before b@x was elected at 2026-11-24 10:00:06.")
 
 
-def test_published_late_by_the_broker_or_by_the_leader() -> None:
-    """The claim tells which."""
+def test_late_slot_names_broker_or_leader_as_the_cause() -> None:
+    """The time of the claim tells which."""
     broker = replace(SLOT, settled_at=TEN + 40 * SECOND)
     assert told(slot=broker)[1].endswith("It was claimed 10 ms after that, and the broker took it only then.")
     leader = slot("published", late=40 * SECOND)
     assert told(slot=leader)[1].endswith("a@x led, and claimed it only 40.0 s after that.")
 
 
-def test_claimed_and_not_published() -> None:
-    """With the id that the task will have."""
+def test_claimed_slot_names_its_future_task_id() -> None:
     found, words = told(slot=slot("claimed"))
     assert found is Found.CLAIMED
     assert words.endswith("Its task id is uuid.")
 
 
-def test_asked_for_by_hand() -> None:
+def test_slot_run_by_hand_is_reported_as_such() -> None:
     """It is none of the schedule's."""
     assert told(slot=slot("published", "run-now"))[0] is Found.BY_HAND
 
@@ -103,21 +101,19 @@ def test_asked_for_by_hand() -> None:
         ("cannot be sent: TypeError", Found.SKIPPED, "skipped: cannot be sent: TypeError."),
     ],
 )
-def test_skipped(reason: str, found: Found, words: str) -> None:
-    """For which reason."""
+def test_skipped_slot_gives_the_reason(reason: str, found: Found, words: str) -> None:
     what, told_words = told(slot=slot("skipped", reason), after=TEN + HOUR)
     assert what is found
     assert words in told_words
 
 
-def test_paused_still() -> None:
-    """Since when."""
+def test_slot_of_an_entry_still_paused_says_since_when() -> None:
     _, words = told(slot=slot("skipped", "paused"), paused_at=TEN - MINUTE)
     assert words.endswith("It is paused still, since 2026-11-24 09:59:00.")
 
 
-def test_expired() -> None:
-    """How late, by which rule, and why; or since the entry was gone."""
+def test_expired_slot_gives_lateness_and_rule() -> None:
+    """Or says that the entry is gone."""
     strict = Policy(misfire_grace=3)
     expired = slot("expired", "misfire_grace", late=6 * SECOND)
     found, words = told(slot=expired, policy=strict, claimed_by=LATER)
@@ -126,8 +122,7 @@ def test_expired() -> None:
     assert "expired: the entry is gone." in told(slot=slot("expired", "the entry is gone"))[1]
 
 
-def test_a_stretch_of_slots() -> None:
-    """All at once."""
+def test_stretch_of_slots_is_explained_as_one() -> None:
     stretch = slot("skipped", "coalesced", count=3, through=TEN + 2 * HOUR)
     words = "report was due 3 times from 2026-11-24 10:00:00 to 2026-11-24 12:00:00, and skipped"
     assert told(slot=stretch)[1].startswith(words)
@@ -141,8 +136,8 @@ def test_a_stretch_of_slots() -> None:
         (Misfire.SKIP, "will run the newest slot if it is no later than 10 s"),
     ],
 )
-def test_nobody_leads(misfire: Misfire, words: str) -> None:
-    """Who led last, and what will become of the slot."""
+def test_due_slot_without_a_leader_says_what_will_become_of_it(misfire: Misfire, words: str) -> None:
+    """It names the last leader, if there was one."""
     policy = Policy(misfire=misfire)
     found, sentences = told(slot=None, next_slot=TEN, leader=None, led=GONE, policy=policy)
     assert found is Found.NO_LEADER
@@ -151,15 +146,13 @@ def test_nobody_leads(misfire: Misfire, words: str) -> None:
     assert "since nobody leads. Who" in told(slot=None, next_slot=TEN, leader=None, led=None)[1]
 
 
-def test_the_leader_is_behind() -> None:
-    """Or has only just been elected."""
+def test_due_slot_of_a_leader_that_is_behind_names_it() -> None:
     found, words = told(slot=None, next_slot=TEN)
     assert found is Found.BEHIND
     assert "is not accounted for yet, 10 min later, though a@x leads" in words
 
 
-def test_nothing_was_due() -> None:
-    """What is around."""
+def test_time_without_a_slot_names_the_slots_around_it() -> None:
     assert told(slot=None, after=TEN + HOUR) == (
         Found.NOT_DUE,
         (
@@ -170,15 +163,14 @@ def test_nothing_was_due() -> None:
     assert told(slot=None)[1].endswith("the next is 2026-11-24 11:00:00.")
 
 
-def test_the_future() -> None:
-    """It has not come yet."""
+def test_future_time_names_the_next_slot() -> None:
     found, words = told(slot=None, start=TEN + HOUR, until=TEN + HOUR + MINUTE)
     assert found is Found.NOT_YET
     assert words == "2026-11-24 11:00:00 is yet to come; report is due next at 2026-11-24 11:00:00."
     assert "not due at a time known yet" in told(slot=None, start=TEN + HOUR, until=TEN + 2 * HOUR, next_slot=None)[1]
 
 
-def test_before_its_time_and_after() -> None:
+def test_time_outside_of_the_records_says_why() -> None:
     """The entry was not there yet, is there no more, or it is too long ago."""
     assert told(slot=None, known_since=TEN + 2 * MINUTE)[0] is Found.RETIRED
     found, words = told(slot=None, retired_at=TEN - MINUTE)

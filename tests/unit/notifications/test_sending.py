@@ -1,4 +1,4 @@
-"""What `notify` refuses, before anything is sent."""
+"""What `notify` sends, and what it refuses before anything is sent."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def nested(depth: int) -> Any:
     return value
 
 
-def test_what_is_sent() -> None:
-    """One statement, with everything in parameters."""
+def test_notify_sends_one_statement() -> None:
+    """With everything in parameters."""
     connection = Recorder()
     notify("orders", {"id": 1}, key="k", connection=connection)
     notify("orders", {"id": 1}, durable=False, connection=connection)
@@ -68,8 +68,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_payloads_that_are_refused(name: str) -> None:
-    """With a reason, and before the connection is touched."""
+def test_bad_payload_is_refused_with_a_reason(name: str) -> None:
+    """Before the connection is touched."""
     payload, reason = REFUSED[name]
     connection = Recorder()
     with pytest.raises(NotificationError, match=reason):
@@ -78,12 +78,12 @@ def test_payloads_that_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "\\\\u0000", "\\", "\\\\", '\\"u0000', "\\n\\u0000"])
-def test_what_only_looks_like_nul_is_not(text: str) -> None:
-    """Backslashes that are text."""
+def test_text_that_only_looks_like_nul_is_sent(text: str) -> None:
+    """Backslashes are text."""
     assert json.loads(encode_durable([text])) == [text]
 
 
-def test_as_deep_as_can_be() -> None:
+def test_deepest_payload_is_sent() -> None:
     """Objects count as lists do."""
     assert encode_durable(nested(DEEPEST)) == "[" * DEEPEST + "]" * DEEPEST
     with pytest.raises(NotificationError):
@@ -91,15 +91,15 @@ def test_as_deep_as_can_be() -> None:
 
 
 @pytest.mark.parametrize("key", [1, "\0", "\ud800", b"k"])
-def test_keys_that_are_refused(key: Any) -> None:
-    """As they could not be compared in Postgres."""
+def test_bad_key_is_refused(key: Any) -> None:
+    """Postgres could not compare it."""
     connection = Recorder()
     with pytest.raises(NotificationError, match="key = "):
         notify("orders", 1, key=key, connection=connection)
     assert connection.executed == []
 
 
-def test_a_raw_one_has_no_key() -> None:
+def test_raw_notification_with_a_key_is_refused() -> None:
     """Nothing would keep its order."""
     with pytest.raises(NotificationError, match="a raw notification has no key"):
         notify("orders", 1, key="k", durable=False, connection=Recorder())
@@ -107,8 +107,8 @@ def test_a_raw_one_has_no_key() -> None:
 
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("channel", ["", "\0", "\ud800", "ü" * 32, None, 1])
-def test_channels_that_are_refused(channel: Any, *, durable: bool) -> None:
-    """As Postgres would refuse them, or cut them."""
+def test_bad_channel_is_refused(channel: Any, *, durable: bool) -> None:
+    """Postgres would refuse it too, or cut it."""
     connection = Recorder()
     with pytest.raises(ConfigurationError, match="channel"):
         notify(channel, 1, durable=durable, connection=connection)

@@ -20,6 +20,7 @@ from celery_pgleader.beat.slots import (
     Due,
     Stretch,
     Ticks,
+    as_told,
     decide,
     due_slots,
     interval_of,
@@ -73,7 +74,7 @@ def walk(plan: Any, after: datetime, count: int) -> list[str]:
 # Intervals
 
 
-def test_an_interval_is_counted_from_its_anchor() -> None:
+def test_interval_is_counted_from_its_anchor() -> None:
     """However late the present is, and whatever was accounted for last: no drift, and no new phase."""
     plan = schedule(10 * SECOND)
     due = due_slots(plan, NOON, NOON + 23 * SECOND, NOON + 47 * SECOND)
@@ -89,7 +90,7 @@ def test_an_interval_is_counted_from_its_anchor() -> None:
     assert after == NOON + 50 * SECOND
 
 
-def test_an_interval_is_due_at_the_very_instant() -> None:
+def test_interval_is_due_at_the_very_instant() -> None:
     """Neither a microsecond before, nor again at the instant that is accounted for."""
     plan = schedule(MINUTE)
     assert not due_slots(plan, NOON, NOON, NOON + MINUTE - EPSILON).slots
@@ -101,7 +102,7 @@ def test_an_interval_is_due_at_the_very_instant() -> None:
 
 @pytest.mark.parametrize("step", [0.000003, 0.1, 1 / 3, 7, 1000.000001])
 @pytest.mark.parametrize("passed", [0, 1, 3, 99_999, 3_000_000])
-def test_the_grid_has_neither_gaps_nor_doubles(step: float, passed: int) -> None:
+def test_interval_has_neither_gaps_nor_doubles(step: float, passed: int) -> None:
     """From just before, at and just after a slot the next one is the same that counting would give."""
     every = timedelta(seconds=step)
     plan = schedule(every)
@@ -113,23 +114,22 @@ def test_the_grid_has_neither_gaps_nor_doubles(step: float, passed: int) -> None
         assert not due_slots(plan, anchor, after, first - EPSILON).slots
 
 
-def test_an_anchor_in_the_future() -> None:
-    """Nothing is due before it, and the first slot is the anchor itself if that is what is wanted."""
+def test_nothing_is_due_before_a_future_anchor() -> None:
+    """The first slot is the anchor itself if that is what is wanted."""
     plan = schedule(HOUR)
     anchor = NOON + DAY
     assert not due_slots(plan, anchor, anchor - EPSILON, NOON).slots
     assert list(due_slots(plan, anchor, anchor - EPSILON, anchor).slots) == [anchor]
 
 
-def test_the_clock_went_back() -> None:
-    """What is accounted for is not due again, of no kind of schedule."""
+def test_clock_set_back_makes_no_slot_due_again() -> None:
+    """Of no kind of schedule."""
     assert not due_slots(schedule(SECOND), NOON, NOON + HOUR, NOON + MINUTE).slots
     every_minute = crontab(app=APPS["UTC"])
     assert not due_slots(every_minute, NOON, NOON + HOUR, NOON + MINUTE).slots
 
 
-def test_very_many_slots_cost_nothing() -> None:
-    """A century of an entry that is due each microsecond, decided without being walked through."""
+def test_century_of_microseconds_is_decided_without_a_walk() -> None:
     plan = schedule(EPSILON)
     due = due_slots(plan, NOON - 36_500 * DAY, NOON - 36_500 * DAY, NOON)
     assert len(due.slots) == 36_500 * DAY // EPSILON
@@ -143,8 +143,8 @@ def test_very_many_slots_cost_nothing() -> None:
     assert len(decide(due, Policy(misfire=Misfire.ALL), NOON)) == MOST_RUNS
 
 
-def test_only_plain_intervals_are_counted() -> None:
-    """What is made of them, or follows the clock, means something else."""
+def test_only_plain_schedules_count_as_intervals() -> None:
+    """A subclass, or one that follows the clock, may mean something else."""
 
     class Own(schedule):
         """Somebody's own."""
@@ -158,8 +158,8 @@ def test_only_plain_intervals_are_counted() -> None:
     assert interval_of(solar("sunset", 0, 0)) is None
 
 
-def test_ticks_are_a_sequence() -> None:
-    """Like a list of them, of which only the ends are known."""
+def test_ticks_behave_like_a_list() -> None:
+    """Although only the ends are known."""
     ticks = Ticks(NOON, MINUTE, 5)
     listed = [NOON + n * MINUTE for n in range(5)]
     assert list(ticks) == listed
@@ -223,20 +223,20 @@ def test_ticks_are_a_sequence() -> None:
         ),
     ],
 )
-def test_a_crontab_follows_the_clock_of_its_zone(plan: crontab, after: str, slots: list[str]) -> None:
+def test_crontab_follows_the_clock_of_its_zone(plan: crontab, after: str, slots: list[str]) -> None:
     """Whatever the offset is before and after."""
     assert walk(plan, berlin(after), len(slots)) == slots
 
 
-def test_noon_is_noon_on_the_days_of_the_change() -> None:
+def test_noon_stays_noon_when_clocks_change() -> None:
     """From one noon to the next 23 hours pass, or 25."""
     noon = crontab(0, 12, app=APPS["Europe/Berlin"])
     assert next_slot(noon, datetime(2026, 3, 28, 11, tzinfo=UTC)) == datetime(2026, 3, 29, 10, tzinfo=UTC)
     assert next_slot(noon, datetime(2026, 10, 24, 10, tzinfo=UTC)) == datetime(2026, 10, 25, 11, tzinfo=UTC)
 
 
-def test_celerys_own_idea_of_an_hour_that_is_left_out() -> None:
-    """02:30 does not exist on that day: Celery runs it an hour later. Every hour that exists has its slot."""
+def test_crontab_in_a_skipped_hour_is_due_an_hour_later() -> None:
+    """Celery's own rule: 02:30 does not exist on that day. Every hour that exists has its slot."""
     assert walk(crontab(30, 2), berlin("2026-03-27 12:00"), 3) == [
         "2026-03-28 02:30",
         "2026-03-29 03:30",
@@ -254,8 +254,8 @@ def test_celerys_own_idea_of_an_hour_that_is_left_out() -> None:
     ]
 
 
-def test_celerys_own_idea_of_an_hour_that_comes_twice() -> None:
-    """It has slots only the first time: Celery goes on with the next hour that the clock has not shown yet."""
+def test_crontab_in_a_repeated_hour_is_due_the_first_time_only() -> None:
+    """Celery's own rule: it continues with the next hour that the clock has not shown yet."""
     assert walk(crontab(30, 2), berlin("2026-10-24 12:00"), 2) == ["2026-10-25 02:30", "2026-10-26 02:30"]
     assert walk(crontab(0), berlin("2026-10-25 00:30"), 4) == [
         "2026-10-25 01:00",
@@ -272,8 +272,19 @@ def test_celerys_own_idea_of_an_hour_that_comes_twice() -> None:
     ]
 
 
-def test_a_year_of_noons() -> None:
-    """Each day has one, and it is at 12:00 there."""
+@pytest.mark.parametrize("plan", [crontab(), crontab("*/20"), crontab(30)])
+def test_crontab_asked_in_a_repeated_hour_has_a_later_slot(plan: Any) -> None:
+    """Celery itself would send it again and again."""
+    plan.app = APPS["Europe/Berlin"]
+    now = datetime(2026, 10, 25, 1, 5, tzinfo=UTC)
+    slot = next_slot(plan, now)
+    assert slot is not None
+    assert slot > now
+    told = as_told(plan, now)
+    assert (told.fold, told.astimezone(UTC)) == (0, datetime(2026, 10, 25, 1, tzinfo=UTC) - EPSILON)
+
+
+def test_each_day_of_a_year_has_one_noon() -> None:
     noon = crontab(0, 12, app=APPS["Europe/Berlin"])
     after = berlin("2025-12-31 12:00")
     due = due_slots(noon, after, after, berlin("2026-12-31 12:00"))
@@ -283,15 +294,15 @@ def test_a_year_of_noons() -> None:
     ]
 
 
-def test_a_crontab_with_a_zone_of_its_own() -> None:
-    """As django-celery-beat has them: the app's does not matter."""
+def test_crontab_with_its_own_zone_ignores_the_app_zone() -> None:
+    """As django-celery-beat has them."""
     noon = TzAwareCrontab(minute="0", hour="12", tz=ZoneInfo("Asia/Kathmandu"), app=APPS["Europe/Berlin"])
     assert next_slot(noon, NOON) == datetime(2026, 1, 16, 6, 15, tzinfo=UTC)
     in_berlin = TzAwareCrontab(minute="0", hour="12", tz=BERLIN, app=APPS["UTC"])
     assert next_slot(in_berlin, datetime(2026, 3, 28, 11, tzinfo=UTC)) == datetime(2026, 3, 29, 10, tzinfo=UTC)
 
 
-def test_the_instant_asked_from_may_be_in_any_zone() -> None:
+def test_next_slot_does_not_depend_on_the_zone_of_the_question() -> None:
     """An instant is one."""
     noon = crontab(0, 12, app=APPS["Europe/Berlin"])
     for zone in ("UTC", "Asia/Kathmandu", "America/New_York", "Europe/Berlin"):
@@ -299,8 +310,8 @@ def test_the_instant_asked_from_may_be_in_any_zone() -> None:
         assert next_slot(noon, after) == datetime(2026, 3, 29, 10, tzinfo=UTC)
 
 
-def test_a_schedule_is_asked_with_a_clock_of_our_own_and_left_as_it_was() -> None:
-    """Whoever else asks it gets an answer for the present."""
+def test_schedule_is_unchanged_after_a_question() -> None:
+    """It is asked with a clock of our own; other callers get an answer for the present."""
     plan: Any = crontab(app=APPS["UTC"])
     before = dict(plan.__dict__)
     assert next_slot(plan, NOON) == NOON + MINUTE
@@ -311,8 +322,8 @@ def test_a_schedule_is_asked_with_a_clock_of_our_own_and_left_as_it_was() -> Non
 # Other schedules
 
 
-def test_a_solar_schedule() -> None:
-    """The instant is the one that Celery would wait for."""
+def test_solar_schedule_is_due_at_the_event() -> None:
+    """At the instant that Celery would wait for."""
     sunset: Any = solar("sunset", 52.5, 13.4, app=APPS["UTC"])
     slots = due_slots(sunset, NOON, NOON, NOON + 3 * DAY).slots
     assert len(slots) == 3
@@ -324,8 +335,8 @@ def test_a_solar_schedule() -> None:
     assert not due_slots(sunset, NOON, slots[-1], NOON + 3 * DAY).slots
 
 
-def test_a_relative_interval_follows_the_clock() -> None:
-    """Its slots are the full hours and days of the app's zone, not counted from anywhere."""
+def test_relative_interval_is_due_at_full_hours_and_days() -> None:
+    """Of the app's zone, not counted from anywhere."""
     after = berlin("2026-01-15 10:30")
     assert walk(schedule(HOUR, relative=True), after, 2) == ["2026-01-15 11:00", "2026-01-15 12:00"]
     assert walk(schedule(DAY, relative=True), after, 2) == ["2026-01-16 00:00", "2026-01-17 00:00"]
@@ -333,7 +344,7 @@ def test_a_relative_interval_follows_the_clock() -> None:
     assert list(due_slots(hourly, NOON - 7 * MINUTE, NOON - MINUTE, NOON + MINUTE).slots) == [NOON]
 
 
-def test_a_clocked_schedule_is_due_once() -> None:
+def test_clocked_schedule_is_due_once() -> None:
     """In whatever zone its instant was given."""
 
     class Clocked(BaseSchedule):
@@ -352,7 +363,7 @@ def test_a_clocked_schedule_is_due_once() -> None:
 
 
 @pytest.mark.parametrize("left", [timedelta(0), None, -HOUR])
-def test_a_schedule_without_a_next_instant(left: timedelta | None) -> None:
+def test_schedule_without_a_next_instant_has_no_slot(left: timedelta | None) -> None:
     """Nothing is due of it that could be told in advance."""
 
     class Aimless(BaseSchedule):
@@ -370,8 +381,8 @@ def test_a_schedule_without_a_next_instant(left: timedelta | None) -> None:
 
 @pytest.mark.parametrize("total", [9, 10, 11, 20, 35])
 @pytest.mark.parametrize("misfire", list(Misfire))
-def test_a_long_walk_is_done_in_pieces(misfire: Misfire, total: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many pieces: what is due is accounted for without a gap, and the newest slot is run."""
+def test_long_walk_in_pieces_leaves_no_gap(misfire: Misfire, total: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pieces, the newest slot is run."""
     monkeypatch.setattr("celery_pgleader.beat.slots.LONGEST_WALK", 10)
     monkeypatch.setattr("celery_pgleader.beat.slots.MOST_RUNS", 4)
     plan = crontab(app=APPS["UTC"])
@@ -391,8 +402,8 @@ def test_a_long_walk_is_done_in_pieces(misfire: Misfire, total: int, monkeypatch
     assert len(claimed) == (total if misfire is Misfire.ALL else 1)
 
 
-def test_a_walk_ends() -> None:
-    """After so many slots that a beat does not hang over them."""
+def test_walk_ends_after_the_longest_piece() -> None:
+    """So that a beat does not hang over it."""
     due = due_slots(crontab(app=APPS["UTC"]), NOON, NOON, NOON + 365 * DAY)
     assert (len(due.slots), due.complete) == (LONGEST_WALK, False)
 
@@ -405,8 +416,8 @@ def listed(*minutes: int) -> list[datetime]:
 
 
 @pytest.mark.parametrize("slots", [listed(1, 2, 3), Ticks(NOON + MINUTE, MINUTE, 3)])
-def test_coalesce(slots: Sequence[datetime]) -> None:
-    """The newest is run, however late, unless there is a grace."""
+def test_coalesce_claims_the_newest_slot(slots: Sequence[datetime]) -> None:
+    """However late, unless there is a grace."""
     now = NOON + 3.5 * MINUTE
     older = Stretch(NOON + MINUTE, NOON + 2 * MINUTE, 2, "skipped", "coalesced")
     newest = Stretch(NOON + 3 * MINUTE, NOON + 3 * MINUTE, 1, "claimed")
@@ -423,8 +434,8 @@ def test_coalesce(slots: Sequence[datetime]) -> None:
 
 
 @pytest.mark.parametrize("slots", [listed(1, 2, 3), Ticks(NOON + MINUTE, MINUTE, 3)])
-def test_all(slots: Sequence[datetime]) -> None:
-    """Each is run, oldest first, unless it is too late for it."""
+def test_all_claims_each_slot_within_its_grace(slots: Sequence[datetime]) -> None:
+    """Oldest first."""
     now = NOON + 3.5 * MINUTE
     runs = [Stretch(slot, slot, 1, "claimed") for slot in slots]
     assert decide(Due(slots), Policy(misfire=Misfire.ALL), now) == runs
@@ -435,8 +446,8 @@ def test_all(slots: Sequence[datetime]) -> None:
 
 
 @pytest.mark.parametrize("slots", [listed(1, 2, 3), Ticks(NOON + MINUTE, MINUTE, 3)])
-def test_skip(slots: Sequence[datetime]) -> None:
-    """The newest is run if it is hardly late; the others were missed."""
+def test_skip_claims_the_newest_slot_if_it_is_hardly_late(slots: Sequence[datetime]) -> None:
+    """The others were missed."""
     now = NOON + 3 * MINUTE + 10 * SECOND
     assert decide(Due(slots), Policy(misfire=Misfire.SKIP), now) == [
         Stretch(NOON + MINUTE, NOON + 2 * MINUTE, 2, "expired", "misfire_grace"),
@@ -451,8 +462,8 @@ def test_skip(slots: Sequence[datetime]) -> None:
     ]
 
 
-def test_nothing_is_due() -> None:
-    """Then nothing is decided, by any policy."""
+def test_nothing_is_decided_without_slots() -> None:
+    """By any policy."""
     for misfire, grace in itertools.product(Misfire, (None, 1.0)):
         policy = Policy(misfire=misfire, misfire_grace=grace)
         assert decide(Due([]), policy, NOON) == []
@@ -471,10 +482,10 @@ def unevenly(count: int) -> Sequence[datetime]:
 @pytest.mark.parametrize("grace", [None, 0.5, 60.0, 3600.0])
 @pytest.mark.parametrize("make", [evenly, unevenly])
 @pytest.mark.parametrize("complete", [True, False])
-def test_every_slot_comes_to_one_end(
+def test_every_slot_gets_one_state(
     misfire: Misfire, grace: float | None, make: Callable[[int], Sequence[datetime]], *, complete: bool
 ) -> None:
-    """In order, without a gap, and none too late is run; with `all` as many as one go may have."""
+    """In order, without a gap, and none too late is run; with `all` as many as one claim may have."""
     policy = Policy(misfire=misfire, misfire_grace=grace)
     for count, late in itertools.product((1, 2, 3, 101), (0.0, 0.5, 60.0, 4000.0, 1e6)):
         slots = list(make(count))
@@ -501,7 +512,7 @@ def test_every_slot_comes_to_one_end(
             assert stretch.state != "claimed" or stretch.count == 1
 
 
-def test_what_overlaps_is_skipped() -> None:
+def test_left_out_slots_are_skipped() -> None:
     """What is not run anyway keeps its reason."""
     expired = Stretch(NOON, NOON + MINUTE, 2, "expired", "misfire_grace")
     run = Stretch(NOON + HOUR, NOON + HOUR, 1, "claimed")
@@ -513,21 +524,21 @@ def test_what_overlaps_is_skipped() -> None:
 # Task ids
 
 
-def test_a_task_id_is_the_same_for_ever() -> None:
+def test_task_id_is_the_same_for_ever() -> None:
     """Leaders of different versions must agree on it."""
     slot = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
     assert task_id_of("shop", "tick", slot) == "91b70b16-ecec-5c5f-be5b-2ffb62fe860d"
 
 
-def test_a_task_id_does_not_depend_on_the_zone() -> None:
+def test_task_id_does_not_depend_on_the_zone() -> None:
     """An instant is one, also while clocks are changed."""
     slot = datetime(2026, 10, 25, 1, 30, 0, 123456, tzinfo=UTC)
     ids = {task_id_of("shop", "tick", slot.astimezone(zone)) for zone in (UTC, BERLIN, timezone(5 * HOUR))}
     assert len(ids) == 1
 
 
-def test_task_ids_differ() -> None:
-    """By election, entry and slot; also where the clock shows the same twice."""
+def test_task_id_differs_by_election_entry_and_slot() -> None:
+    """Also where the clock shows the same twice."""
     first, second = berlin("2026-10-25 02:30"), berlin("2026-10-25 02:30*")
     assert second - first == HOUR
     slots = [first, second, first + EPSILON]

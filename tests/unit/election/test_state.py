@@ -63,14 +63,14 @@ def play(election: Election, *events: state.Event, now: float = 100.0) -> Electi
     return election
 
 
-def test_the_table_names_every_event() -> None:
-    """An event that no row knows could never be handled."""
+def test_table_has_every_event() -> None:
+    """An event without a row could never be handled."""
     assert {event for _, event in state.TRANSITIONS} == set(EVENTS)
 
 
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.__name__)
-def test_every_cell(phase: Phase, event: type[state.Event]) -> None:
+def test_every_cell_advances_or_raises(phase: Phase, event: type[state.Event]) -> None:
     """A row leads to a state whose command can be carried out; a missing row raises and changes nothing."""
     before = in_phase(phase)
     if (phase, event) in state.TRANSITIONS:
@@ -85,13 +85,13 @@ def test_every_cell(phase: Phase, event: type[state.Event]) -> None:
 
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("request_type", [state.ResignAsked, state.CampaignAsked, state.RetireAsked, state.StopAsked])
-def test_requests_may_come_at_any_time(phase: Phase, request_type: type[state.Request]) -> None:
+def test_every_phase_accepts_every_request(phase: Phase, request_type: type[state.Request]) -> None:
     """Other threads make requests whenever they like."""
     assert (phase, request_type) in state.TRANSITIONS
 
 
-def test_from_start_to_leader() -> None:
-    """The straight way to leadership, with trust from the moment the lock was asked for."""
+def test_node_advances_from_start_to_leader() -> None:
+    """It is trusted from the moment at which the term was asked for."""
     election = play(
         Election(),
         state.Started(),
@@ -107,22 +107,22 @@ def test_from_start_to_leader() -> None:
     assert state.command(election) == state.Pause(99.9 + CONFIG.renew_interval)
 
 
-def test_trust_is_anchored_at_the_start_of_the_renewal() -> None:
+def test_trust_is_counted_from_the_start_of_the_renewal() -> None:
     """A slow answer must not lengthen leadership."""
     renewing = replace(LEADING, phase=Phase.RENEWING)
     election = state.advance(renewing, state.Renewed(asked_at=101.0), at(104.0))
     assert election.trusted_until == pytest.approx(101.0 + CONFIG.trust_window)
 
 
-def test_an_answer_after_the_trust_window_is_no_renewal() -> None:
-    """By then somebody else may have led."""
+def test_answer_after_the_trust_window_ends_the_term() -> None:
+    """By then another node may have led."""
     renewing = replace(LEADING, phase=Phase.RENEWING)
     election = state.advance(renewing, state.Renewed(asked_at=104.4), at(104.6))
     assert election.phase is Phase.RELEASING
     assert election.term is None
 
 
-def test_a_term_minted_too_late_is_not_led() -> None:
+def test_term_minted_too_late_is_not_led() -> None:
     """A node that slept between asking and hearing must not believe the answer."""
     election = state.advance(in_phase(Phase.ELECTED), state.TermMinted(TERM, 95.0), at(100.0))
     assert election.phase is Phase.RELEASING
@@ -130,15 +130,14 @@ def test_a_term_minted_too_late_is_not_led() -> None:
 
 
 @pytest.mark.parametrize("event", [state.NotHeld(), state.Failed("gone")])
-def test_doubt_ends_the_term(event: state.Event) -> None:
-    """A renewal that fails, or says no, ends the term and the session."""
+def test_failed_or_denied_renewal_ends_term_and_session(event: state.Event) -> None:
     election = play(replace(LEADING, phase=Phase.RENEWING), event)
     assert election.term is None
     assert state.command(election) == state.Release(broken=True)
 
 
-def test_a_resignation_stands_back() -> None:
-    """Whoever resigns lets the others have a turn first."""
+def test_node_that_resigned_stands_back() -> None:
+    """The other nodes come first."""
     election = play(LEADING, state.ResignAsked(30.0))
     assert state.command(election) == state.Release(broken=False)
     election = play(election, state.Released())
@@ -146,8 +145,8 @@ def test_a_resignation_stands_back() -> None:
     assert election.until == 130.0
 
 
-def test_who_hands_the_lock_on_leaves_the_line_for_a_moment() -> None:
-    """The session is kept, the place is not, and the node comes back soon."""
+def test_node_that_hands_the_lock_on_leaves_its_place_for_a_moment() -> None:
+    """The session is kept, the place is not."""
     election = play(in_phase(Phase.ELECTED), state.HandedOn())
     assert (election.phase, election.place, election.term) == (Phase.FOLLOWER, None, None)
     pauses = [
@@ -159,18 +158,17 @@ def test_who_hands_the_lock_on_leaves_the_line_for_a_moment() -> None:
 
 
 @pytest.mark.parametrize(("phase", "next_phase"), [(Phase.FOLLOWER, Phase.POLLING), (Phase.AWAY, Phase.CONNECTING)])
-def test_a_campaign_ends_a_pause(phase: Phase, next_phase: Phase) -> None:
-    """Whoever is asked to campaign does not wait for the next poll."""
+def test_campaign_ends_a_pause(phase: Phase, next_phase: Phase) -> None:
+    """The node does not wait for its next poll."""
     assert play(in_phase(phase), state.CampaignAsked()).phase is next_phase
 
 
 @pytest.mark.parametrize("phase", [Phase.LEADER, Phase.RENEWING, Phase.SUCCESSOR, Phase.STOPPED])
-def test_a_campaign_changes_nothing_else(phase: Phase) -> None:
-    """Who leads, or waits for the lock, goes on."""
+def test_campaign_changes_nothing_outside_of_a_pause(phase: Phase) -> None:
     assert play(in_phase(phase), state.CampaignAsked()) == in_phase(phase)
 
 
-def test_backoff_grows_to_the_ttl_and_is_jittered() -> None:
+def test_backoff_grows_to_the_ttl_with_jitter() -> None:
     """A server that is away is not stormed, and never forgotten."""
     election = Election(Phase.CONNECTING)
     pauses = []
@@ -186,14 +184,14 @@ def test_backoff_grows_to_the_ttl_and_is_jittered() -> None:
     assert earliest < latest
 
 
-def test_a_session_that_worked_ends_the_backoff() -> None:
+def test_working_session_ends_the_backoff() -> None:
     """The next outage starts from the beginning."""
     election = Election(Phase.POLLING, failures=9)
     assert play(election, state.PlaceTaken(1)).failures == 0
     assert play(election, state.PlacesFull()).failures == 0
 
 
-def test_polls_are_spread() -> None:
+def test_polls_are_spread_by_jitter() -> None:
     """Followers that started together do not ask together."""
     polling = in_phase(Phase.POLLING)
     first = state.advance(polling, state.PlacesFull(), at(jitter=0.0)).until
@@ -202,7 +200,7 @@ def test_polls_are_spread() -> None:
     assert last == pytest.approx(100.0 + 1.2 * CONFIG.poll_interval, rel=1e-3)
 
 
-def test_who_retires_as_leader_leads_on_and_then_stops() -> None:
+def test_leader_that_retires_leads_on_and_then_stops() -> None:
     """A shutdown lets leader-only work come to its end, and is not elected again."""
     election = play(LEADING, state.RetireAsked())
     assert election.phase is Phase.LEADER
@@ -211,7 +209,7 @@ def test_who_retires_as_leader_leads_on_and_then_stops() -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.POLLING, Phase.FOLLOWER, Phase.SUCCESSOR, Phase.ELECTED])
-def test_who_retires_before_leading_never_leads(phase: Phase) -> None:
+def test_follower_that_retires_never_leads(phase: Phase) -> None:
     """A dying worker must not be elected."""
     election = play(in_phase(phase), state.RetireAsked())
     assert state.command(election) == state.Release(broken=False)
@@ -219,8 +217,8 @@ def test_who_retires_before_leading_never_leads(phase: Phase) -> None:
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_stop_always_ends_stopped(phase: Phase) -> None:
-    """Whatever a node is doing, it can be stopped, and lets go of the lock if its session is sound."""
+def test_stop_ends_stopped_from_every_phase(phase: Phase) -> None:
+    """The node lets go of the lock if its session is sound."""
     election = play(in_phase(phase), state.StopAsked())
     if election.phase is Phase.RELEASING:
         election = play(election, state.Released())

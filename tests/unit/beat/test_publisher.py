@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -22,7 +21,7 @@ from tests.support.eventually import eventually
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Broker:
@@ -90,8 +89,8 @@ def wrapped(error: Exception) -> SchedulingError:
     return made
 
 
-def test_in_order(broker: Broker) -> None:
-    """As they were put, with one connection, and each is reported."""
+def test_slots_are_published_in_order(broker: Broker) -> None:
+    """With one connection; each is reported."""
     for minute, entry in enumerate("abcab"):
         broker.put(entry, minute, newest_only=False)
     broker.publisher.start()
@@ -103,8 +102,8 @@ def test_in_order(broker: Broker) -> None:
     assert broker.producers[0].connection is not None
 
 
-def test_a_newer_slot_replaces_an_older_one_that_waits(broker: Broker) -> None:
-    """One run makes up for all; entries with `all` keep each of theirs, and no entry touches another's."""
+def test_newer_slot_replaces_an_older_one_that_waits(broker: Broker) -> None:
+    """Entries with `all` keep each of their slots, and no entry touches another's."""
     for minute in (1, 2, 3):
         broker.put("newest", minute)
         broker.put("each", minute, newest_only=False)
@@ -129,8 +128,10 @@ def test_a_newer_slot_replaces_an_older_one_that_waits(broker: Broker) -> None:
     ],
     ids=repr,
 )
-def test_while_the_broker_is_away(broker: Broker, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """It is tried again, for ever, with longer and longer pauses and a new connection each; the order is kept."""
+def test_publisher_tries_for_ever_while_the_broker_is_away(
+    broker: Broker, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With longer and longer pauses and a new connection each time; the order is kept."""
     broker.away = error
     broker.publisher.start()
     broker.put("a", 0)
@@ -149,8 +150,7 @@ def test_while_the_broker_is_away(broker: Broker, error: Exception, caplog: pyte
     assert "no broker" in caplog.records[0].getMessage()
 
 
-def test_pauses_begin_anew(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    """After something could be sent."""
+def test_pauses_start_over_after_a_success(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     broker.errors = {(e, 0): [OperationalError("away")] for e in "ab"}
     broker.publisher.start()
     broker.put("a")
@@ -160,8 +160,8 @@ def test_pauses_begin_anew(broker: Broker, caplog: pytest.LogCaptureFixture) -> 
     assert [record.args[2] for record in caplog.records if record.args] == [0.0001, 0.0001]  # type: ignore[index]
 
 
-def test_a_slot_that_waits_for_the_broker_is_replaced_too(broker: Broker) -> None:
-    """Whether the newer one comes while it waits, or while it is being tried."""
+def test_newer_slot_replaces_one_that_waits_for_the_broker(broker: Broker) -> None:
+    """Whether it comes while the older one waits, or while that is being tried."""
     broker.away = OperationalError("away")
     broker.publisher.start()
     broker.put("a", 1)
@@ -180,7 +180,7 @@ def test_a_slot_that_waits_for_the_broker_is_replaced_too(broker: Broker) -> Non
     assert broker.become_of("a", 2) == [("published", None)]
 
 
-def test_a_slot_being_sent_is_not_replaced(broker: Broker) -> None:
+def test_slot_being_sent_is_not_replaced(broker: Broker) -> None:
     """Both are sent then."""
     broker.gate.clear()
     broker.publisher.start()
@@ -194,24 +194,22 @@ def test_a_slot_being_sent_is_not_replaced(broker: Broker) -> None:
     assert broker.become_of("a", 2) == [("skipped", "coalesced")]
 
 
-def test_putting_never_waits(broker: Broker) -> None:
-    """A broker that hangs holds up no claim."""
+def test_put_does_not_wait_for_a_broker_that_hangs(broker: Broker) -> None:
     broker.gate.clear()
     broker.publisher.start()
     broker.put("a")
     assert broker.entered.wait(PATIENCE)
-    began = time.monotonic()
     for minute in range(100):
         broker.put("b", minute)
         broker.put("c", minute, newest_only=False)
-    assert time.monotonic() - began < 1
+    assert not broker.taken, "the broker hangs still"
     broker.gate.set()
     broker.settled(201)
     assert broker.taken == [("a", 0), *(("c", minute) for minute in range(99)), ("b", 99), ("c", 99)]
 
 
-def test_what_the_broker_does_not_take(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    """It is tried five times, the others after the first, and is skipped then, with the reason."""
+def test_refused_slot_is_skipped_after_five_attempts(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are sent after the first; the reason is written down."""
     broker.errors = {("a", 0): [wrapped(ChannelError("no such exchange"))] * 99}
     broker.put("a")
     broker.put("b")
@@ -228,7 +226,7 @@ def test_what_the_broker_does_not_take(broker: Broker, caplog: pytest.LogCapture
     assert "a of 2026-01-15 12:00:00+00:00 cannot be sent, and is skipped" in caplog.text
 
 
-def test_what_the_broker_takes_at_last(broker: Broker) -> None:
+def test_slot_accepted_after_refusals_is_published(broker: Broker) -> None:
     """A refusal may pass, as while a queue is being declared."""
     broker.errors = {("a", 0): [ChannelError("no such queue")] * (MOST_REFUSALS - 1)}
     broker.put("a")
@@ -246,8 +244,8 @@ def test_what_the_broker_takes_at_last(broker: Broker) -> None:
     ],
     ids=repr,
 )
-def test_what_cannot_be_sent_is_skipped(broker: Broker, error: Exception, reason: str) -> None:
-    """At once, with a reason of one line; the others are sent."""
+def test_slot_that_cannot_be_sent_is_skipped_at_once(broker: Broker, error: Exception, reason: str) -> None:
+    """With a reason of one line; the others are sent."""
     broker.errors = {("a", 0): [error]}
     broker.put("a")
     broker.put("b")
@@ -258,8 +256,8 @@ def test_what_cannot_be_sent_is_skipped(broker: Broker, error: Exception, reason
     assert broker.become_of("b") == [("published", None)]
 
 
-def test_a_broker_that_cannot_be_reached(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is asked for once each time: when to try again is decided here."""
+def test_each_attempt_connects_once(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The publisher decides when to try again, not kombu."""
     calls: list[Any] = []
 
     class Unreachable:
@@ -294,7 +292,7 @@ def test_a_broker_that_cannot_be_reached(broker: Broker, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("transport", ["amqp", "redis"])
-def test_an_amqp_broker_confirms(broker: Broker, monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+def test_amqp_broker_confirms_each_message(broker: Broker, monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
     """Otherwise a message that it never got would count as sent. Options that were set are kept."""
     made: list[Any] = []
     original = broker.app.connection_for_write
@@ -313,8 +311,8 @@ def test_an_amqp_broker_confirms(broker: Broker, monkeypatch: pytest.MonkeyPatch
     assert made[0].transport_options == expected
 
 
-def test_what_is_too_late_expires(broker: Broker) -> None:
-    """Looked at when its turn comes, not when it was put; up to the very instant it is sent."""
+def test_late_slot_expires_when_its_turn_comes(broker: Broker) -> None:
+    """Not when it was put; it may be sent up to the very instant."""
     broker.away = OperationalError("away")
     broker.publisher.start()
     broker.put("other", 0)
@@ -329,16 +327,15 @@ def test_what_is_too_late_expires(broker: Broker) -> None:
     assert broker.taken == [("other", 0), ("just", 0), ("never", 0)]
 
 
-def test_stopping_does_not_wait_for_a_broker_that_hangs(broker: Broker) -> None:
-    """What waits is left for the next leader: nothing is said of it."""
+def test_stop_does_not_wait_for_a_broker_that_hangs(broker: Broker) -> None:
+    """What waits is left to the next leader: nothing is reported of it."""
     broker.gate.clear()
     broker.publisher.start()
     broker.put("a")
     broker.put("b")
     assert broker.entered.wait(PATIENCE)
-    began = time.monotonic()
     broker.publisher.stop(0.01)
-    assert time.monotonic() - began < 1
+    assert not broker.taken, "the broker hangs still"
     broker.gate.set()
     broker.settled(1)
     eventually(lambda: "pgleader-publisher" not in {thread.name for thread in threading.enumerate()}, timeout=PATIENCE)
@@ -347,8 +344,7 @@ def test_stopping_does_not_wait_for_a_broker_that_hangs(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("busy", ["idle", "resting"])
-def test_stopping_is_at_once(broker: Broker, monkeypatch: pytest.MonkeyPatch, busy: str) -> None:
-    """Also in a pause, however long that is."""
+def test_stop_does_not_wait_for_a_pause_to_end(broker: Broker, monkeypatch: pytest.MonkeyPatch, busy: str) -> None:
     monkeypatch.setattr(module, "LONGEST_RETRY", 3600.0)
     broker.publisher._pause = 3600.0  # noqa: SLF001 - it would take an hour of failures
     broker.away = OperationalError("away")
@@ -362,8 +358,8 @@ def test_stopping_is_at_once(broker: Broker, monkeypatch: pytest.MonkeyPatch, bu
     assert not broker.outcomes
 
 
-def test_nothing_is_sent_once_it_may_not(broker: Broker) -> None:
-    """What waits is left for the next leader."""
+def test_nothing_is_sent_after_the_term(broker: Broker) -> None:
+    """What waits is left to the next leader."""
     broker.gate.clear()
     broker.publisher.start()
     broker.put("a")
@@ -376,7 +372,7 @@ def test_nothing_is_sent_once_it_may_not(broker: Broker) -> None:
     assert broker.become_of("b") == []
 
 
-def test_it_connects_only_to_send(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publisher_connects_only_to_send(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A leader with nothing to send needs no broker; one that has ended leaves no connection behind."""
     released: list[Any] = []
     original: Callable[..., Any] = broker.app.connection_for_write

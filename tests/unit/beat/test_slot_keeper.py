@@ -87,7 +87,7 @@ def stretches(world: World, entry: str) -> list[tuple[datetime, datetime, str, s
 # Entries
 
 
-def test_a_new_entry_begins_when_it_is_met(world: World) -> None:
+def test_new_entry_begins_when_it_is_first_seen(world: World) -> None:
     """Nothing is due before its first period is over; from then on it stays on its grid."""
     tick = world.add("tick")
     world.meet()
@@ -102,8 +102,8 @@ def test_a_new_entry_begins_when_it_is_met(world: World) -> None:
     assert tick.last_run_at == NOON + 2 * MINUTE
 
 
-def test_a_new_entry_goes_on_from_its_schedulers_memory(world: World) -> None:
-    """What was run before there was a ledger counts, and what was missed since is made up for."""
+def test_new_entry_continues_from_the_last_run_of_its_scheduler(world: World) -> None:
+    """Slots missed since then are made up for."""
     world.add("tick", HOUR, last_run_at=NOON - 150 * MINUTE)
     world.meet()
     assert world.claim() == {"tick": [NOON - 30 * MINUTE]}
@@ -114,7 +114,7 @@ def test_a_new_entry_goes_on_from_its_schedulers_memory(world: World) -> None:
 
 
 @pytest.mark.parametrize("last", [NOON - 30 * 365 * DAY, NOON + DAY])
-def test_a_memory_that_cannot_be_is_not_believed(world: World, last: datetime) -> None:
+def test_impossible_last_run_is_ignored(world: World, last: datetime) -> None:
     """Schedulers say "never" with a date long ago; a clock may have been wrong."""
     world.add("tick", HOUR, last_run_at=last)
     world.meet()
@@ -122,15 +122,15 @@ def test_a_memory_that_cannot_be_is_not_believed(world: World, last: datetime) -
     assert world.claim() == {"tick": []}
 
 
-def test_a_memory_without_a_time_zone_is_in_utc(world: World) -> None:
+def test_last_run_without_a_zone_is_in_utc(world: World) -> None:
     """As Celery takes it."""
     world.add("tick", HOUR, last_run_at=(NOON - MINUTE).replace(tzinfo=None))
     world.meet()
     assert world.ledger.records["tick"].since == NOON - MINUTE
 
 
-def test_an_entry_that_was_never_run_may_be_due_at_once(world: World) -> None:
-    """RedBeat says so with no last run at all."""
+def test_entry_without_a_last_run_is_due_at_once(world: World) -> None:
+    """RedBeat has entries without one."""
     tick = world.add("tick", HOUR)
     tick.last_run_at = None
     world.meet()
@@ -139,8 +139,8 @@ def test_an_entry_that_was_never_run_may_be_due_at_once(world: World) -> None:
     assert world.claim() == {"tick": [NOON + HOUR]}
 
 
-def test_an_entry_may_have_a_time_to_start(world: World) -> None:
-    """It is due then, and counted from then; one in the past has begun, and is not made up for."""
+def test_entry_with_a_start_time_is_due_then(world: World) -> None:
+    """It is counted from then; a time in the past is not made up for."""
     later, earlier = world.add("later", HOUR), world.add("earlier", HOUR)
     later.model = SimpleNamespace(start_time=NOON + 90 * MINUTE)
     earlier.model = SimpleNamespace(start_time=NOON - 90 * MINUTE)
@@ -152,7 +152,7 @@ def test_an_entry_may_have_a_time_to_start(world: World) -> None:
     assert world.claim() == {"later": [NOON + 90 * MINUTE], "earlier": [NOON + 90 * MINUTE]}
 
 
-def test_what_is_met_again_is_not_written_again(world: World) -> None:
+def test_unchanged_entries_are_registered_once(world: World) -> None:
     """By this leader or the next."""
     world.add("tick")
     world.add("nightly", crontab(0, 3, app=world.app))
@@ -164,7 +164,7 @@ def test_what_is_met_again_is_not_written_again(world: World) -> None:
     assert world.ledger.calls.count("register") == 1
 
 
-def test_the_next_leader_goes_on_where_the_last_one_ended(world: World) -> None:
+def test_next_leader_continues_where_the_last_one_ended(world: World) -> None:
     """Whatever its own scheduler remembers: neither a slot twice, nor a new phase, nor a gap."""
     world.add("tick", 10 * SECOND)
     world.meet()
@@ -180,7 +180,7 @@ def test_the_next_leader_goes_on_where_the_last_one_ended(world: World) -> None:
     assert world.claim() == {"tick": [NOON + 20 * SECOND]}
 
 
-def test_a_changed_interval_is_counted_from_the_last_run(world: World) -> None:
+def test_changed_interval_is_counted_from_the_last_run(world: World) -> None:
     """As in Celery; what the new one would have made due since then is due."""
     world.add("tick", HOUR)
     world.meet()
@@ -196,8 +196,7 @@ def test_a_changed_interval_is_counted_from_the_last_run(world: World) -> None:
     assert world.claim() == {"tick": [NOON + 100 * MINUTE]}
 
 
-def test_an_interval_changed_back_and_forth_runs_nothing_twice(world: World) -> None:
-    """What is accounted for stays so."""
+def test_interval_changed_back_and_forth_repeats_no_slot(world: World) -> None:
     for minutes in (60, 20, 60, 7, 30):
         world.add("tick", minutes * MINUTE)
         world.meet()
@@ -208,8 +207,7 @@ def test_an_interval_changed_back_and_forth_runs_nothing_twice(world: World) -> 
     assert runs == [NOON + 20 * MINUTE, NOON + 69 * MINUTE, NOON + 99 * MINUTE]
 
 
-def test_a_changed_crontab_makes_up_for_nothing(world: World) -> None:
-    """It knows nothing of the past."""
+def test_changed_crontab_makes_up_for_no_missed_slot(world: World) -> None:
     world.add("nightly", crontab(0, 3, app=world.app))
     world.meet()
     world.now = NOON + 2 * DAY
@@ -221,7 +219,7 @@ def test_a_changed_crontab_makes_up_for_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("first_is_interval", [True, False])
-def test_another_kind_of_schedule_makes_up_for_nothing(world: World, *, first_is_interval: bool) -> None:
+def test_another_kind_of_schedule_makes_up_for_no_missed_slot(world: World, *, first_is_interval: bool) -> None:
     """From an interval to a crontab, and the other way."""
     kinds: list[Any] = [HOUR, crontab(30, app=world.app)]
     first, second = kinds if first_is_interval else reversed(kinds)
@@ -236,7 +234,7 @@ def test_another_kind_of_schedule_makes_up_for_nothing(world: World, *, first_is
     assert world.claim() == {"tick": [due]}
 
 
-def test_a_crontab_in_another_time_zone_is_another(world: World) -> None:
+def test_crontab_in_another_zone_makes_up_for_no_missed_slot(world: World) -> None:
     """The zone is part of what is compared, or an hour that is over would be made up for."""
     world.add("nightly", crontab(0, 12, app=world.app))
     world.meet()
@@ -251,8 +249,8 @@ def test_a_crontab_in_another_time_zone_is_another(world: World) -> None:
     assert world.claim() == {"nightly": [NOON + 5 * HOUR]}
 
 
-def test_a_changed_task_changes_nothing_else(world: World) -> None:
-    """It is written down, and the entry goes on."""
+def test_changed_task_keeps_the_slots(world: World) -> None:
+    """The new task is recorded."""
     world.add("tick", HOUR)
     world.meet()
     world.now += 90 * MINUTE
@@ -262,8 +260,8 @@ def test_a_changed_task_changes_nothing_else(world: World) -> None:
     assert world.claim() == {"tick": [NOON + HOUR]}
 
 
-def test_an_entry_that_comes_back_makes_up_for_nothing(world: World) -> None:
-    """The time in which it was not in the schedule is none in which nobody led. It keeps its phase."""
+def test_returning_entry_makes_up_for_no_missed_slot(world: World) -> None:
+    """Nobody wanted it to run while it was not in the schedule. It keeps its phase."""
     world.add("tick", HOUR)
     world.add("tock", HOUR)
     world.meet()
@@ -285,8 +283,7 @@ def test_an_entry_that_comes_back_makes_up_for_nothing(world: World) -> None:
     assert world.claim("tick") == {"tick": [NOON + 11 * HOUR]}
 
 
-def test_an_entry_that_comes_back_with_another_interval(world: World) -> None:
-    """The time before is of no concern either."""
+def test_returning_entry_with_another_interval_begins_anew(world: World) -> None:
     world.add("tick", HOUR)
     world.meet()
     del world.entries["tick"]
@@ -299,7 +296,7 @@ def test_an_entry_that_comes_back_with_another_interval(world: World) -> None:
     assert world.claim() == {"tick": [NOON + 10 * HOUR + 3 * MINUTE]}
 
 
-def test_entries_are_reminded_in_the_zone_of_their_clock(world: World) -> None:
+def test_last_run_is_given_in_the_zone_of_the_schedule(world: World) -> None:
     """Celery before 5.7, and relative intervals, go by the zone in which they are told of the last run."""
     world.app.conf.update(timezone="Europe/Berlin")
     daily = world.add("daily", crontab(0, 12, app=world.app))
@@ -322,8 +319,7 @@ def test_entries_are_reminded_in_the_zone_of_their_clock(world: World) -> None:
     }
 
 
-def test_descriptions_change_with_the_slots() -> None:
-    """And with nothing else."""
+def test_description_changes_only_with_the_slots() -> None:
     app = Celery("shop", set_as_current=False)
     abroad = Celery("shop", set_as_current=False)
     abroad.conf.update(timezone="Europe/Berlin")
@@ -355,8 +351,8 @@ def test_descriptions_change_with_the_slots() -> None:
 # Claims
 
 
-def test_claims_are_written_in_one_go(world: World) -> None:
-    """However many entries; with the task id that will be published, and for the skipped ones none."""
+def test_entries_are_claimed_in_one_statement(world: World) -> None:
+    """With the task id that will be published; skipped slots have none."""
     for name in ("a", "b", "c"):
         world.add(name)
     world.meet()
@@ -371,7 +367,7 @@ def test_claims_are_written_in_one_go(world: World) -> None:
     ]
 
 
-def test_each_entry_has_its_policy(world: World) -> None:
+def test_each_entry_follows_its_policy(world: World) -> None:
     """By name or pattern."""
     for name in ("a", "b", "c"):
         world.add(name)
@@ -386,7 +382,7 @@ def test_each_entry_has_its_policy(world: World) -> None:
     assert stretches(world, "c") == [(NOON + MINUTE, NOON + 3 * MINUTE, "expired", "misfire_grace")]
 
 
-def test_what_one_go_leaves_is_claimed_in_the_next(world: World) -> None:
+def test_claim_continues_where_the_last_one_stopped(world: World) -> None:
     """With `all` after a long time without a leader."""
     world.add("tick", SECOND)
     world.new_term(tick={"misfire": "all"})
@@ -396,16 +392,16 @@ def test_what_one_go_leaves_is_claimed_in_the_next(world: World) -> None:
     assert world.ledger.runs("tick") == [NOON + n * SECOND for n in range(1, 251)]
 
 
-def test_without_slots_the_ledger_is_not_asked(world: World) -> None:
-    """An entry that is due too early, by a hair, is accounted for as it was."""
+def test_ledger_is_not_asked_without_slots(world: World) -> None:
+    """An entry that is due too early, by a hair, counts as handled."""
     world.add("tick")
     world.meet()
     assert world.claim() == {"tick": []}
     assert "claim" not in world.ledger.calls
 
 
-def test_what_was_accounted_for_by_another_is_refused(world: World) -> None:
-    """The others are not held up by it, and what the ledger says is believed."""
+def test_slot_recorded_by_another_leader_is_refused(world: World) -> None:
+    """It holds up no other entry, and what the ledger says is believed."""
     tick, tock = world.add("tick"), world.add("tock")
     world.meet()
     world.now += 5 * MINUTE
@@ -418,8 +414,8 @@ def test_what_was_accounted_for_by_another_is_refused(world: World) -> None:
     assert world.claim() == {"tick": [NOON + 5 * MINUTE], "tock": []}
 
 
-def test_the_clock_goes_back(world: World) -> None:
-    """No slot is claimed again; the entry goes on once the clock is where it was."""
+def test_clock_set_back_claims_no_slot_again(world: World) -> None:
+    """The entry continues once the clock is where it was."""
     world.add("tick")
     world.add("cron", crontab(app=world.app))
     world.meet()
@@ -446,8 +442,7 @@ class Whim(schedule):
         return self.due, 5.0
 
 
-def test_a_schedule_with_a_mind_of_its_own(world: World) -> None:
-    """Its slot is the instant at which it was found to be due."""
+def test_schedule_that_only_says_it_is_due_gets_the_present_slot(world: World) -> None:
     whim = Whim(DAY, app=world.app)
     world.add("whim", whim)
     world.meet()
@@ -463,7 +458,7 @@ def test_a_schedule_with_a_mind_of_its_own(world: World) -> None:
     assert world.claim() == {"whim": []}
 
 
-def test_an_interval_of_nothing_is_always_due(world: World) -> None:
+def test_interval_of_zero_is_always_due(world: World) -> None:
     """As in Celery."""
     world.add("hurry", timedelta(0))
     world.meet()
@@ -475,8 +470,8 @@ def test_an_interval_of_nothing_is_always_due(world: World) -> None:
 # Overlaps
 
 
-def test_an_overlap_is_skipped(world: World) -> None:
-    """The slot is accounted for, and not run; with nothing going on it is."""
+def test_overlapping_slot_is_recorded_as_skipped(world: World) -> None:
+    """With nothing running it is claimed."""
     for name in ("tick", "tock"):
         world.add(name)
     world.new_term(**{"t*": {"overlap": "skip"}})
@@ -493,8 +488,8 @@ def test_an_overlap_is_skipped(world: World) -> None:
     assert world.claim() == {"tick": [NOON + 3 * MINUTE], "tock": [NOON + 3 * MINUTE]}
 
 
-def test_an_overlap_waits(world: World) -> None:
-    """The slot is not accounted for before the run has ended; then the policy decides which slots are run."""
+def test_overlapping_slot_waits_for_the_run_to_end(world: World) -> None:
+    """Then the policy decides which slots are run."""
     for name in ("tick", "tock"):
         world.add(name)
     world.new_term(tick={"overlap": "wait"})
@@ -510,8 +505,7 @@ def test_an_overlap_waits(world: World) -> None:
     assert world.claim("tick") == {"tick": [NOON + 3 * MINUTE]}
 
 
-def test_only_runs_that_must_not_overlap_are_asked_for(world: World) -> None:
-    """The others cost no question."""
+def test_runs_that_may_overlap_are_not_asked_for(world: World) -> None:
     world.add("tick")
     world.meet()
     world.now += MINUTE
@@ -522,8 +516,8 @@ def test_only_runs_that_must_not_overlap_are_asked_for(world: World) -> None:
 # What is published
 
 
-def test_what_a_message_says(world: World) -> None:
-    """It has the task id of the slot, and a header that says for which slot it was sent; the entry is as it was."""
+def test_message_carries_task_id_and_slot(world: World) -> None:
+    """The entry itself is left as it was."""
     options = {"queue": "slow", "headers": {"mine": 1}}
     tick = world.add("tick", options=options, args=(1,), kwargs={"a": 2})
     world.new_term(tick={"misfire_grace": 60, "deduplicate": True, "overlap": "wait"})
@@ -546,7 +540,7 @@ def test_what_a_message_says(world: World) -> None:
 
 
 @pytest.mark.parametrize("options", [None, {}, {"headers": None}])
-def test_an_entry_without_options(world: World, options: dict[str, Any] | None) -> None:
+def test_entry_without_options_gets_task_id_and_headers(world: World, options: dict[str, Any] | None) -> None:
     """Some schedulers have none, and some have no headers."""
     tick = world.add("tick")
     tick.options = options
@@ -557,8 +551,7 @@ def test_an_entry_without_options(world: World, options: dict[str, Any] | None) 
     assert tick.options == options
 
 
-def test_a_run_that_catches_up_says_so(world: World) -> None:
-    """One that is ten seconds late does not."""
+def test_run_over_ten_seconds_late_says_that_it_catches_up(world: World) -> None:
     world.add("tick", HOUR)
     world.add("tock", HOUR)
     world.meet()
@@ -570,8 +563,8 @@ def test_a_run_that_catches_up_says_so(world: World) -> None:
     assert (on_time, late) == (False, True)
 
 
-def test_with_all_no_slot_replaces_another(world: World) -> None:
-    """With the other policies the newest does, should the broker be away."""
+def test_only_misfire_all_keeps_older_waiting_slots(world: World) -> None:
+    """With the other policies the newest replaces them, should the broker be away."""
     for name in ("a", "b", "c"):
         world.add(name)
     world.new_term(b={"misfire": "all"}, c={"misfire": "skip"})
@@ -590,8 +583,8 @@ def test_with_all_no_slot_replaces_another(world: World) -> None:
     }
 
 
-def test_the_next_leader_publishes_what_the_last_one_claimed(world: World) -> None:
-    """With the same task id, and the term in which it was claimed; oldest first."""
+def test_next_leader_publishes_slots_left_claimed(world: World) -> None:
+    """With the same task id, and the term in which they were claimed; oldest first."""
     world.add("tick")
     world.new_term(tick={"misfire": "all"})
     world.meet()
@@ -610,8 +603,8 @@ def test_the_next_leader_publishes_what_the_last_one_claimed(world: World) -> No
     assert [claimed.slot for claimed in world.ledger.claimed()] == [NOON + MINUTE, NOON + 2 * MINUTE]
 
 
-def test_what_was_claimed_for_an_entry_that_is_gone_expires(world: World) -> None:
-    """Nobody can publish it. The others are published."""
+def test_claimed_slot_of_a_removed_entry_expires(world: World) -> None:
+    """The others are published."""
     world.add("tick")
     world.ledger.unsettled = [Claimed("gone", NOON, 6), Claimed("tick", NOON, 6)]
     world.new_term()
@@ -620,8 +613,8 @@ def test_what_was_claimed_for_an_entry_that_is_gone_expires(world: World) -> Non
     assert world.ledger.claimed() == [Claimed("tick", NOON, 6)]
 
 
-def test_nothing_is_published_twice_while_it_is_under_way(world: World) -> None:
-    """However often the ledger says that it is claimed; once it is settled, it is not claimed any more."""
+def test_slot_under_way_is_not_published_again(world: World) -> None:
+    """However often the ledger says that it is claimed."""
     world.add("tick")
     world.meet()
     world.now += MINUTE
@@ -645,7 +638,7 @@ def test_nothing_is_published_twice_while_it_is_under_way(world: World) -> None:
     assert len(world.outbox.dispatches) == 1
 
 
-def test_a_claim_whose_answer_was_lost_is_published(world: World) -> None:
+def test_claim_whose_answer_was_lost_is_published(world: World) -> None:
     """The connection breaks after the server has done it: it is found when the ledger is there again."""
     world.add("tick")
     world.meet()
@@ -683,10 +676,10 @@ def test_a_claim_whose_answer_was_lost_is_published(world: World) -> None:
         (Superseded(), TermOver),
     ],
 )
-def test_what_the_ledger_raises(
+def test_ledger_error_passes_every_scheduler(
     world: World, error: Exception, raised: type[BaseException], ask: Callable[[World], object]
 ) -> None:
-    """No scheduler can swallow it; nothing is published."""
+    """It is no `Exception`, which schedulers swallow; nothing is published."""
     world.add("tick")
     world.meet()
     world.now += MINUTE
@@ -697,8 +690,7 @@ def test_what_the_ledger_raises(
     assert not issubclass(raised, Exception)
 
 
-def test_runs_are_not_known_while_the_ledger_is_away(world: World) -> None:
-    """Nothing is claimed then."""
+def test_nothing_is_claimed_while_runs_are_not_known(world: World) -> None:
     world.add("tick")
     world.new_term(tick={"overlap": "skip"})
     world.meet()
@@ -711,8 +703,7 @@ def test_runs_are_not_known_while_the_ledger_is_away(world: World) -> None:
     assert world.claim() == {"tick": [NOON + MINUTE]}
 
 
-def test_a_claim_is_told_apart_by_its_slot() -> None:
-    """It says in which term it was claimed, for who reads the message."""
+def test_claims_are_equal_by_instant_and_term() -> None:
     assert Claim(NOON, 7) == Claim(NOON.astimezone(ZoneInfo("Europe/Berlin")), 7)
     assert Claim(NOON, 7) != Claim(NOON, 8)
 
@@ -720,8 +711,8 @@ def test_a_claim_is_told_apart_by_its_slot() -> None:
 # What operators order
 
 
-def test_the_next_slot_is_known(world: World) -> None:
-    """From the moment at which an entry is met, after each claim, and where there is more to come than was claimed."""
+def test_next_slot_is_recorded_with_entry_and_claim(world: World) -> None:
+    """Also where there is more to come than was claimed."""
     world.new_term(many={"misfire": "all"})
     world.add("tick")
     world.add("many", SECOND)
@@ -734,7 +725,7 @@ def test_the_next_slot_is_known(world: World) -> None:
 
 
 def test_slots_of_a_paused_entry_are_skipped(world: World) -> None:
-    """From the very claim on that meets the pause, and to the one that meets its end."""
+    """From the claim that first sees the pause to the one that sees its end."""
     world.add("tick")
     world.add("tock")
     world.meet()
@@ -754,8 +745,8 @@ def test_slots_of_a_paused_entry_are_skipped(world: World) -> None:
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_overdue_entries_that_are_gone_or_disabled_are_retired(world: World, *, gone: bool) -> None:
-    """Some schedulers do not tell what was removed; an entry that waits for a run to end is in the schedule still."""
+def test_overdue_entry_that_is_gone_or_disabled_is_retired(world: World, *, gone: bool) -> None:
+    """Some schedulers do not tell what was removed; an entry that waits for a run to end stays."""
     world.add("tick")
     world.add("slow")
     world.meet(all_of_them=False)

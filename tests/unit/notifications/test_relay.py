@@ -13,9 +13,9 @@ from celery import Celery
 
 from celery_pgleader import Leadership, Term
 from celery_pgleader.channels import Route
-from celery_pgleader.notifications.courier import BrokerAway, Courier, Cut, NotTaken, Refused
+from celery_pgleader.notifications.courier import BrokerAway, Cut, NotTaken, Refused
 from celery_pgleader.notifications.relay import FIRST_REST, MOST_ATTEMPTS, POLL, REFUSED_REST, Round
-from celery_pgleader.store import Letter, Mailbox
+from celery_pgleader.store import Letter
 from celery_pgleader.threads import Doorbell
 
 TERM = Term(7, "shop", "a", 11)
@@ -23,7 +23,7 @@ UID = UUID(int=1)
 A_WHILE = 0.1
 
 
-class MemoryMailbox(Mailbox):
+class MemoryMailbox:
     """Letters in a list."""
 
     def __init__(self, *letters: Letter) -> None:
@@ -83,12 +83,12 @@ class MemoryMailbox(Mailbox):
         self.dead.append((letter.id, error))
 
 
-class MemoryCourier(Courier):
+class MemoryCourier:
     """A broker that does not take some messages, or none."""
 
     def __init__(self) -> None:
         """Begin with one that takes all."""
-        super().__init__(Celery("shop", broker="memory://", set_as_current=False))
+        self.may_take_some = False
         self.batches: list[list[int]] = []
         self.taken: list[int] = []
         self.bad: dict[int, NotTaken] = {}
@@ -109,6 +109,9 @@ class MemoryCourier(Courier):
 
     def reachable(self) -> bool:
         return self.is_there
+
+    def is_of_connection(self, error: BaseException) -> bool:
+        return isinstance(error, NotTaken)
 
 
 class Desk:
@@ -161,14 +164,14 @@ def make(number: int, key: str | None = None, *, payload: str = "1", attempts: i
     return Letter(number, UID, "orders", key, payload, attempts)
 
 
-def test_batches_in_order() -> None:
-    """Until nothing is left."""
+def test_notifications_are_dispatched_in_order() -> None:
+    """In batches, until nothing is left."""
     desk = Desk(*(make(number) for number in range(1, 9)))
     assert desk.all_turns() == list(range(1, 9))
     assert desk.mailbox.letters == []
 
 
-def test_two_with_one_key_are_never_under_way_together() -> None:
+def test_notifications_with_one_key_are_never_in_one_batch() -> None:
     """Where a broker may take the later one and refuse the earlier."""
     desk = Desk(make(1, "k"), make(2, "k"), make(3, "l"))
     desk.courier.may_take_some = True
@@ -176,15 +179,15 @@ def test_two_with_one_key_are_never_under_way_together() -> None:
     assert desk.courier.batches == [[1, 3], [2]]
 
 
-def test_what_is_behind_a_failure_is_not_sent_in_a_later_part() -> None:
-    """It waits for the rest of its key to be over."""
+def test_notification_behind_a_failed_one_waits_for_it() -> None:
+    """Also where it would be sent in a later part of the batch."""
     desk = Desk(make(1, "k", payload='"bad"'), make(2, "k"), make(3, "l"))
     desk.courier.may_take_some = True
     assert desk.all_turns() == [3]
 
 
-def test_one_that_fails_rests_and_so_does_its_key() -> None:
-    """The others go on; it is tried again when it has rested, each time for twice as long."""
+def test_failed_notification_rests_with_its_key() -> None:
+    """The others are sent; it is tried again when it has rested, each time for twice as long."""
     desk = Desk(make(1, "k", payload='"bad"'), make(2, "k"), make(3, "l"), make(4))
     assert desk.all_turns() == [3, 4]
     assert [letter.attempts for letter in desk.mailbox.letters] == [1, 0]
@@ -194,8 +197,8 @@ def test_one_that_fails_rests_and_so_does_its_key() -> None:
     assert desk.all_turns() == [3, 4, 1, 2], "as it can be sent now"
 
 
-def test_in_the_end_it_is_a_dead_letter() -> None:
-    """And those behind it go on."""
+def test_notification_becomes_a_dead_letter_after_its_last_attempt() -> None:
+    """Those behind it are sent."""
     bad = make(1, "k", payload='"bad"', attempts=MOST_ATTEMPTS - 1)
     desk = Desk(bad, make(2, "k"))
     assert desk.all_turns() == [2]
@@ -203,7 +206,7 @@ def test_in_the_end_it_is_a_dead_letter() -> None:
 
 
 @pytest.mark.parametrize("payload", ["[" * 100_000, "1" + "0" * 5_000, "9" * 400 + ".5"])
-def test_what_cannot_be_read_fails_alone(payload: str) -> None:
+def test_unreadable_payload_fails_alone(payload: str) -> None:
     """As if its task could not be sent."""
     desk = Desk(make(1, payload=payload, attempts=MOST_ATTEMPTS - 1), make(2))
     assert desk.all_turns() == [2]
@@ -211,8 +214,8 @@ def test_what_cannot_be_read_fails_alone(payload: str) -> None:
     assert error.startswith("NotificationError: the payload cannot be read")
 
 
-def test_a_broker_that_is_away_is_nobodys_fault() -> None:
-    """Nothing is written down, and all of it is sent again."""
+def test_absent_broker_counts_as_no_attempt() -> None:
+    """All notifications are sent again."""
     desk = Desk(make(1), make(2))
     desk.courier.is_there = False
     with pytest.raises(BrokerAway):
@@ -222,8 +225,8 @@ def test_a_broker_that_is_away_is_nobodys_fault() -> None:
     assert desk.all_turns() == [1, 2]
 
 
-def test_a_connection_that_is_cut_by_one_of_them() -> None:
-    """Which is found by sending them one by one; those behind it with its key wait, and stay in order."""
+def test_notification_that_cuts_the_connection_is_found() -> None:
+    """By sending one by one; those behind it with its key stay in order."""
     desk = Desk(make(1), make(2, "k", attempts=MOST_ATTEMPTS - 1), make(3, "k"), make(4))
     desk.courier.bad[2] = Cut("too large")
     desk.turn()
@@ -232,8 +235,8 @@ def test_a_connection_that_is_cut_by_one_of_them() -> None:
     assert desk.all_turns() == [1, 3, 4]
 
 
-def test_one_that_is_refused_waits_without_blame() -> None:
-    """Since there is no room for it now; the others go on."""
+def test_refused_notification_waits_without_an_attempt_counted() -> None:
+    """The broker has no room for it now; the others are sent."""
     desk = Desk(make(1, "k", attempts=MOST_ATTEMPTS - 1), make(2, "k"), make(3))
     desk.courier.bad[1] = Refused("the queue is full")
     assert desk.all_turns() == [3]
@@ -243,8 +246,8 @@ def test_one_that_is_refused_waits_without_blame() -> None:
     assert desk.all_turns() == [3, 1, 2]
 
 
-def test_a_broker_that_refuses_all_is_waited_for() -> None:
-    """Rather than asked for each."""
+def test_relay_waits_for_a_broker_that_refuses_everything() -> None:
+    """Rather than asking it for each notification."""
     desk = Desk(*(make(number) for number in range(1, 4)))
     desk.courier.bad = {number: Refused("no memory") for number in range(1, 4)}
     with pytest.raises(Refused):
@@ -253,7 +256,7 @@ def test_a_broker_that_refuses_all_is_waited_for() -> None:
     assert desk.mailbox.dead == []
 
 
-def test_who_may_not_act_sends_nothing() -> None:
+def test_relay_that_may_not_act_sends_nothing() -> None:
     """Not even the rest of a batch."""
     desk = Desk(make(1))
     desk.may_act = False
@@ -261,8 +264,8 @@ def test_who_may_not_act_sends_nothing() -> None:
     assert desk.courier.taken == []
 
 
-def test_new_ones_pass_a_backlog() -> None:
-    """If they have nothing to do with it; the order within its key is kept."""
+def test_new_notifications_pass_a_backlog() -> None:
+    """If their keys have nothing to do with it; the order within a key is kept."""
     desk = Desk(*(make(number, "backlog") for number in range(1, 8)))
     desk.round.go_on(_ended(), cast("Doorbell", None))
     desk.round._seen = 7  # noqa: SLF001 - what it had seen when it began
@@ -272,8 +275,8 @@ def test_new_ones_pass_a_backlog() -> None:
     assert desk.all_turns() == [1, 2, 3, 9, 10, 4, 5, 6, 7, 8]
 
 
-def test_task_ids_are_made_of_the_notification_and_the_task() -> None:
-    """So that what is dispatched again is known to be the same."""
+def test_task_id_is_made_of_notification_and_task() -> None:
+    """So that a second dispatch is known to be the same."""
     seen: list[str] = []
     desk = Desk(make(1))
     desk.task.apply_async = lambda *_, task_id, **__: seen.append(task_id)
@@ -331,21 +334,21 @@ class Nights(threading.Event):
         return False
 
 
-def test_with_nothing_to_do_it_sleeps() -> None:
-    """Until it is woken; senders see it asleep all the while, so it need not lie down again."""
+def test_idle_relay_sleeps_until_it_is_woken() -> None:
+    """Senders see it asleep all the while, so it need not lie down again."""
     nights = Nights(make(1))
     diary = nights.told(nights.pass_by(), nights.wake(make(2)))
     assert diary == ["nap 0.010 s", "sleep", "5.00 s", "4.90 s", "5.00 s"]
     assert nights.desk.courier.taken == [1, 2]
 
 
-def test_it_looks_again_without_a_wake_up() -> None:
+def test_sleeping_relay_looks_again_without_a_wake_up() -> None:
     """After a while."""
     nights = Nights()
     assert nights.told(nights.pass_by(POLL)) == ["sleep", "5.00 s", "5.00 s"]
 
 
-def test_it_looks_when_a_rest_is_over() -> None:
+def test_sleeping_relay_looks_when_a_rest_is_over() -> None:
     """And not before."""
     nights = Nights(make(1, payload='"bad"'))
     nights.mailbox.is_any_waiting = lambda **_: False  # type: ignore[method-assign]  # it rests
@@ -354,8 +357,8 @@ def test_it_looks_when_a_rest_is_over() -> None:
     assert nights.desk.courier.taken == [1], "as it can be sent now"
 
 
-def test_it_does_not_sleep_while_senders_are_on_the_way() -> None:
-    """It looks again soon, then less and less often; and those who come after the first look may wake it."""
+def test_relay_does_not_sleep_while_senders_are_on_the_way() -> None:
+    """It looks again soon, then less and less often; senders that come after its first look may wake it."""
     nights = Nights()
     nights.mailbox.is_quiet = False
     diary = nights.told(*[nights.pass_by()] * 4, nights.pass_by(0.2), nights.pass_by(0.2))
@@ -369,8 +372,8 @@ def test_it_does_not_sleep_while_senders_are_on_the_way() -> None:
     ]
 
 
-def test_nothing_is_left_behind_when_it_sleeps_on() -> None:
-    """What a batch had no room for, and what was behind one that died, wakes nobody any more."""
+def test_woken_relay_leaves_nothing_behind() -> None:
+    """What a batch had no room for, and what was behind a dead letter, wakes nobody any more."""
     nights = Nights()
     dies = make(4, "k", payload='"bad"', attempts=MOST_ATTEMPTS - 1)
     nights.told(
@@ -380,7 +383,7 @@ def test_nothing_is_left_behind_when_it_sleeps_on() -> None:
     assert nights.desk.courier.taken == [1, 2, 3, 5]
 
 
-def test_who_may_not_act_sleeps() -> None:
+def test_relay_that_may_not_act_sleeps() -> None:
     """Whatever waits."""
     nights = Nights(make(1))
     nights.desk.may_act = False
@@ -388,7 +391,7 @@ def test_who_may_not_act_sleeps() -> None:
     assert nights.desk.courier.taken == []
 
 
-def test_who_may_not_act_any_more_sleeps() -> None:
+def test_relay_that_may_not_act_any_more_sleeps() -> None:
     """Whatever its last look has found."""
     nights = Nights(make(1))
     original = nights.wait
@@ -401,8 +404,8 @@ def test_who_may_not_act_any_more_sleeps() -> None:
     assert nights.told() == ["nap 0.010 s", "sleep", "5.00 s"]
 
 
-def test_what_came_before_it_lay_down_is_seen() -> None:
-    """Nobody wakes it for that."""
+def test_relay_sees_what_came_before_it_lay_down() -> None:
+    """No sender wakes it for that."""
     nights = Nights()
     original = nights.mailbox.lie_down
 
@@ -416,8 +419,8 @@ def test_what_came_before_it_lay_down_is_seen() -> None:
     assert nights.desk.courier.taken == [1]
 
 
-def test_it_is_not_woken_more_often_than_it_would_look() -> None:
-    """Where one comes soon after the other, it does not lie down before a look has found nothing."""
+def test_relay_is_not_woken_more_often_than_it_would_look() -> None:
+    """Where notifications follow each other closely, it does not lie down before a look has found nothing."""
     nights = Nights()
     nights.naps = [make(2), make(3)]
     diary = nights.told(nights.wake(make(1), after=0.003), nights.wake(make(4), after=0.012))
@@ -430,8 +433,8 @@ def test_it_is_not_woken_more_often_than_it_would_look() -> None:
 
 
 @pytest.mark.parametrize("woken", [True, False])
-def test_where_senders_follow_one_another_it_looks_first(woken: bool) -> None:  # noqa: FBT001 - of a test
-    """When it was woken, or has found something, the next look is one without sleep again."""
+def test_relay_looks_again_before_it_sleeps_where_senders_are_busy(woken: bool) -> None:  # noqa: FBT001 - of a test
+    """After it was woken, and after it has found something."""
     nights = Nights()
     nights.mailbox.is_quiet = False
 

@@ -28,8 +28,8 @@ def abilities(app: Celery, scheduler: Any = PersistentScheduler) -> Any:
     return abilities_of(app, scheduler, {"celery"})
 
 
-def test_a_sound_app() -> None:
-    """Its entries are told by name, and a hash of what they are."""
+def test_abilities_list_entries_in_order_and_hash_the_schedule() -> None:
+    """The hash does not depend on the order in which entries are written."""
     app = app_with(b={"task": "shop.known"}, a={"task": "shop.known", "schedule": crontab()})
     found = abilities(app)
     assert (found.entries, found.unfit) == (("a", "b"), None)
@@ -37,23 +37,23 @@ def test_a_sound_app() -> None:
 
 
 @pytest.mark.parametrize("change", [{"schedule": 61.0}, {"task": "shop.other", "options": {"queue": "x"}}])
-def test_the_hash_tells_schedules_apart(change: dict[str, Any]) -> None:
-    """By what runs, and when."""
+def test_another_schedule_has_another_hash(change: dict[str, Any]) -> None:
+    """Another interval, another task or another queue."""
     assert (
         abilities(app_with(a={"task": "shop.known"})).schedule
         != abilities(app_with(a={"task": "shop.known", **change})).schedule
     )
 
 
-def test_a_task_that_is_missing() -> None:
-    """If its messages come to this worker, which would fail it."""
+def test_node_that_lacks_a_scheduled_task_is_unfit() -> None:
+    """Its own worker would get the messages, and fail them."""
     app = app_with(a={"task": "shop.unknown"}, b={"task": "shop.known"})
     assert abilities(app).unfit == "its app has no task shop.unknown of a"
 
 
 @pytest.mark.parametrize("way", ["options", "routes", "function"])
-def test_a_task_of_another_app(way: str) -> None:
-    """Its messages go to a queue that others consume, so this worker may send it."""
+def test_task_sent_to_a_foreign_queue_need_not_be_known(way: str) -> None:
+    """Other workers consume that queue."""
     options = {"queue": "elsewhere"} if way == "options" else {}
     app = app_with(a={"task": "other.task", "options": options})
     if way == "routes":
@@ -63,13 +63,13 @@ def test_a_task_of_another_app(way: str) -> None:
     assert abilities(app).unfit is None
 
 
-def test_a_beat_process_consumes_nothing() -> None:
-    """So it can send everything."""
+def test_process_that_consumes_no_queue_is_fit() -> None:
+    """`celery beat` can send every task."""
     assert abilities_of(app_with(a={"task": "shop.unknown"}), Scheduler, ()).unfit is None
 
 
-def test_schedules_that_are_kept_elsewhere_are_not_told() -> None:
-    """They are the same for all nodes."""
+def test_schedule_kept_in_a_database_is_not_listed() -> None:
+    """It is the same for all nodes."""
 
     class Elsewhere(Scheduler):
         """Has a database of its own."""
@@ -78,8 +78,8 @@ def test_schedules_that_are_kept_elsewhere_are_not_told() -> None:
     assert (found.entries, found.schedule) == (None, None)
 
 
-def test_entries_may_be_objects() -> None:
-    """As Celery allows."""
+def test_entries_may_be_schedule_entry_objects() -> None:
+    """Celery allows them in place of dicts."""
     app = app_with()
     app.conf.beat_schedule = {"a": ScheduleEntry("a", "shop.unknown", schedule=crontab(), app=app)}
     found = abilities(app)

@@ -1,4 +1,4 @@
-"""A scheduler that is bound to a term, and the beat that drives it for as long as the term lasts."""
+"""Schedulers that are bound to a term, also those that go ways of their own."""
 
 from __future__ import annotations
 
@@ -9,33 +9,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
 from celery import Celery
 from celery.beat import PersistentScheduler, Scheduler
-from celery.schedules import schedule
+from celery.schedules import BaseSchedule, crontab, schedule
 
-from celery_pgleader.beat import LeaderBeat, leader_beat
 from celery_pgleader.beat import scheduler as module
-from celery_pgleader.beat.leader_beat import scheduler_class
 from celery_pgleader.beat.scheduler import BATCH, REFUSED_PAUSE, bind
 from celery_pgleader.beat.slot_keeper import LedgerAway, SlotKeeper, TermOver
 from celery_pgleader.config import Config
-from celery_pgleader.election import Leadership, Term
-from celery_pgleader.errors import ConfigurationError
-from celery_pgleader.slot import HEADER
-from celery_pgleader.store import Claimed, Outcome, Superseded
-from celery_pgleader.threads import Ending
-from tests.support.eventually import eventually
+from celery_pgleader.election import Term
 from tests.support.memory import MemoryLedger, Outbox
 
 UTC = timezone.utc
 TERM = Term(7, "shop", "a", 11)
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
-CONFIG = Config(database_url="host=nowhere", election="shop")
 
 
 class Desk:
@@ -104,8 +98,8 @@ def desk(desk_of: Callable[..., Desk]) -> Desk:
 # The tick
 
 
-def test_entries_that_are_due_together_are_claimed_together(desk: Desk) -> None:
-    """In one round trip; those that are not due are left alone."""
+def test_entries_due_together_are_claimed_in_one_statement(desk: Desk) -> None:
+    """Entries that are not due are left alone."""
     for number in range(50):
         desk.add(f"due{number:02}")
     desk.add("later", HOUR)
@@ -118,8 +112,8 @@ def test_entries_that_are_due_together_are_claimed_together(desk: Desk) -> None:
     assert desk.ledger.calls.count("register") == 1, "all of them were met at once"
 
 
-def test_very_many_are_claimed_in_batches(desk: Desk) -> None:
-    """The next one is for the very next tick; each entry is in one."""
+def test_many_due_entries_are_claimed_in_batches(desk: Desk) -> None:
+    """The next batch is for the very next tick; no entry is in two."""
     for number in range(2 * BATCH + 1):
         desk.add(f"due{number}")
     desk.tick()
@@ -130,8 +124,8 @@ def test_very_many_are_claimed_in_batches(desk: Desk) -> None:
     assert len(set(desk.sent)) == len(desk.sent) == 2 * BATCH + 1
 
 
-def test_it_says_when_to_come_back(desk: Desk) -> None:
-    """When the next entry is due, and no later than the scheduler's own longest interval."""
+def test_tick_returns_the_seconds_until_an_entry_is_due(desk: Desk) -> None:
+    """At most the scheduler's own longest interval."""
     desk.scheduler.max_interval = 300
     assert desk.tick() == 300
     desk.add("tick", HOUR)
@@ -145,8 +139,8 @@ def test_it_says_when_to_come_back(desk: Desk) -> None:
     assert desk.outbox.slots == [("tock", NOON + 90 * SECOND)]
 
 
-def test_runs_stay_on_the_grid(desk: Desk) -> None:
-    """However late each tick is."""
+def test_late_ticks_do_not_shift_later_slots(desk: Desk) -> None:
+    """Slots stay multiples of the interval."""
     desk.add("tick", 10 * SECOND)
     for late in (0, 3, 9, 1, 0, 25):
         desk.pass_time(timedelta(seconds=desk.tick() + late))
@@ -155,8 +149,8 @@ def test_runs_stay_on_the_grid(desk: Desk) -> None:
     assert desk.scheduler.schedule["tick"].total_run_count == 6
 
 
-def test_the_clock_goes_back(desk: Desk) -> None:
-    """No slot is claimed twice, and nothing before the last one; after that the entry goes on."""
+def test_clock_set_back_repeats_no_slot(desk: Desk) -> None:
+    """The entry continues once the clock has passed its last slot."""
     desk.add("tick", 10 * SECOND)
     desk.tick()
     for _ in range(3):
@@ -173,8 +167,8 @@ def test_the_clock_goes_back(desk: Desk) -> None:
     assert [(slot - NOON).total_seconds() for _, slot in desk.outbox.slots] == [10, 20, 30, 40, 50]
 
 
-def test_the_clock_goes_forward(desk: Desk) -> None:
-    """As when a host wakes up: what is due then is seen by the next tick."""
+def test_clock_set_forward_is_seen_by_the_next_tick(desk: Desk) -> None:
+    """As when a host wakes up."""
     desk.add("tick", HOUR)
     desk.tick()
     desk.now += HOUR
@@ -193,8 +187,8 @@ class Asked(schedule):
         return False, 60.0
 
 
-def test_all_are_asked_again_when_the_clock_was_set(desk: Desk) -> None:
-    """When an entry is to be asked is kept by the wall clock, which may be an hour behind what it was."""
+def test_every_entry_is_asked_again_after_a_clock_change(desk: Desk) -> None:
+    """The time of the next question is kept by the wall clock, which may be an hour behind what it was."""
     asked = Asked(HOUR, app=desk.app)
     desk.add("asked", asked)
     assert desk.tick() == 60
@@ -213,8 +207,8 @@ class Broken(schedule):
         raise ZeroDivisionError
 
 
-def test_an_entry_that_cannot_be_calculated_stops_no_other(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """It is asked again later, and does not fill the log until then."""
+def test_entry_whose_schedule_fails_stops_no_other(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked again later, and logged only once until then."""
     desk.scheduler.max_interval = 300
     for name in "abc":
         desk.add(name, Broken(MINUTE, app=desk.app) if name == "b" else MINUTE)
@@ -230,8 +224,57 @@ def test_an_entry_that_cannot_be_calculated_stops_no_other(desk: Desk, caplog: p
     assert "b" in desk.sent
 
 
-def test_a_schedule_that_is_new_is_met_anew(desk: Desk) -> None:
-    """Schedulers with a database make all entries anew; none is run again for that, and none begins anew."""
+class OnlyIsDue(BaseSchedule):
+    """Can say no more than whether it is due."""
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        """Be due."""
+        return True, 60.0
+
+
+class WithoutRepr(OnlyIsDue, schedule):
+    """Lacks even what Celery's own repr shows."""
+
+    def __init__(self) -> None:
+        """Have no interval."""
+        BaseSchedule.__init__(self)
+
+
+@pytest.mark.parametrize("plan", [OnlyIsDue(), WithoutRepr()], ids=["estimate", "repr"])
+def test_schedule_without_an_estimate_runs_when_it_says_so(desk: Desk, plan: Any) -> None:
+    """It has `is_due` and nothing else, and stops no other entry; without a repr Celery itself cannot show it."""
+    desk.add("custom", plan)
+    desk.add("healthy", 10 * SECOND, last_run_at=NOON - 10 * SECOND)
+    desk.pass_time(SECOND)
+    desk.tick()
+    assert sorted(desk.sent) == ["custom", "healthy"]
+
+
+@pytest.mark.parametrize(
+    "plan", [crontab(minute=0, hour=0), schedule(timedelta(days=1), relative=True)], ids=["crontab", "relative"]
+)
+def test_time_until_the_next_run_follows_the_app_zone(desk: Desk, plan: Any) -> None:
+    """Celery before 5.7 takes what it is told for the zone's own."""
+    desk.app.conf.update(timezone="America/New_York")
+    desk.now = datetime(2026, 1, 8, 0, 0, 1, tzinfo=ZoneInfo("America/New_York"))
+    desk.add("daily", plan, last_run_at=desk.now - timedelta(days=1))
+    desk.tick()
+    assert desk.sent == ["daily"]
+    _, seconds = desk.scheduler.schedule["daily"].is_due()
+    assert seconds == pytest.approx(86_399, abs=2)
+
+
+def test_expired_slot_does_not_count_as_a_run(desk_of: Callable[..., Desk]) -> None:
+    """Nothing is reserved of it."""
+    desk = desk_of(late={"misfire_grace": 0.5})
+    desk.add("late", 10 * SECOND, last_run_at=NOON - 11 * SECOND)
+    desk.tick()
+    assert [(row.state, row.slot) for row in desk.ledger.rows] == [("expired", NOON - SECOND)]
+    assert desk.scheduler.schedule["late"].total_run_count == 0
+
+
+def test_entries_made_anew_neither_repeat_nor_restart(desk: Desk) -> None:
+    """Schedulers with a database make all entries anew when one of them changes."""
     desk.add("tick", 10 * SECOND)
     desk.tick()
     desk.pass_time(13 * SECOND)
@@ -246,8 +289,8 @@ def test_a_schedule_that_is_new_is_met_anew(desk: Desk) -> None:
     assert desk.ledger.calls.count("register") == 1
 
 
-def test_entries_come_and_go(desk: Desk) -> None:
-    """Between two ticks: one is met, the other retired, in the next."""
+def test_added_and_removed_entries_are_seen_by_the_next_tick(desk: Desk) -> None:
+    """A removed entry is retired."""
     desk.add("tick")
     desk.tick()
     del desk.scheduler.schedule["tick"]
@@ -264,8 +307,8 @@ def test_entries_come_and_go(desk: Desk) -> None:
     assert desk.ledger.records["tock"].retired
 
 
-def test_a_changed_interval_is_seen_by_the_next_tick(desk: Desk) -> None:
-    """Also where the entry stays the same object, if it is put there anew."""
+def test_changed_interval_is_seen_by_the_next_tick(desk: Desk) -> None:
+    """The slots before the change are not made up for."""
     desk.add("tick", HOUR)
     desk.tick()
     desk.pass_time(MINUTE)
@@ -274,8 +317,8 @@ def test_a_changed_interval_is_seen_by_the_next_tick(desk: Desk) -> None:
     assert desk.outbox.slots == [("tick", NOON + MINUTE)]
 
 
-def test_what_another_has_claimed_is_not_sent(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """And asked for again only after a pause; then the entry goes on from there."""
+def test_slot_claimed_by_another_leader_is_not_sent(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """The entry is asked for again after a pause, and continues after the other leader's slot."""
     desk.add("tick", 10 * SECOND)
     desk.add("tock", 10 * SECOND)
     desk.tick()
@@ -291,8 +334,8 @@ def test_what_another_has_claimed_is_not_sent(desk: Desk, caplog: pytest.LogCapt
     assert desk.scheduler.schedule["tick"].total_run_count == 1
 
 
-def test_a_run_that_is_waited_for(desk_of: Callable[..., Desk]) -> None:
-    """It is asked for again after a pause, and holds up no other entry."""
+def test_entry_that_waits_for_its_run_holds_up_no_other(desk_of: Callable[..., Desk]) -> None:
+    """With `overlap` set to `wait` it is asked for again after a pause."""
     desk = desk_of(tick={"overlap": "wait"})
     desk.add("tick", 10 * SECOND)
     desk.add("tock", 10 * SECOND)
@@ -309,8 +352,8 @@ def test_a_run_that_is_waited_for(desk_of: Callable[..., Desk]) -> None:
     assert desk.outbox.slots == [("tock", NOON + 10 * SECOND), ("tick", NOON + 10 * SECOND)]
 
 
-def test_a_term_that_is_over_ends_the_tick(desk: Desk) -> None:
-    """Nothing is claimed, nothing reserved, nothing sent; and no scheduler swallows it."""
+def test_scheduler_of_an_ended_term_claims_and_sends_nothing(desk: Desk) -> None:
+    """No scheduler can swallow `TermOver`, which is no `Exception`."""
     desk.add("tick")
     desk.tick()
     desk.pass_time(MINUTE)
@@ -329,8 +372,8 @@ def test_a_term_that_is_over_ends_the_tick(desk: Desk) -> None:
     assert not issubclass(TermOver, Exception)
 
 
-def test_a_term_may_end_between_claim_and_sending(desk: Desk) -> None:
-    """What was claimed is left for the next leader."""
+def test_slots_claimed_as_the_term_ends_stay_claimed(desk: Desk) -> None:
+    """The next leader publishes them."""
     for name in "abc":
         desk.add(name)
     desk.tick()
@@ -344,8 +387,8 @@ def test_a_term_may_end_between_claim_and_sending(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_the_ledger_goes_away_in_a_claim(desk: Desk, *, done: bool) -> None:
-    """Whether it was done or not: each slot is published once when the ledger is there again."""
+def test_ledger_that_fails_during_a_claim_costs_no_slot(desk: Desk, *, done: bool) -> None:
+    """Each slot is published once, whether or not the claim was written before the connection broke."""
     for name in "ab":
         desk.add(name)
     desk.tick()
@@ -381,7 +424,7 @@ class OwnTick(Scheduler):
         return super().tick(*args, **kwargs)
 
 
-def test_a_tick_of_ones_own_is_kept(desk_of: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scheduler_with_its_own_tick_keeps_it(desk_of: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its entries are claimed one by one, on the same grid."""
     desk = desk_of(OwnTick)
     assert type(desk.scheduler).__name__ == "TermOwnTick"
@@ -397,8 +440,8 @@ def test_a_tick_of_ones_own_is_kept(desk_of: Callable[..., Desk], monkeypatch: p
     assert {entry.total_run_count for entry in desk.scheduler.schedule.values()} == {2}
 
 
-def test_what_is_sent_without_being_reserved_is_claimed(desk_of: Callable[..., Desk]) -> None:
-    """As Celery's `apply_async` does it; what is not due is sent by nobody."""
+def test_apply_async_claims_the_due_slot(desk_of: Callable[..., Desk]) -> None:
+    """Celery's `apply_async` reserves the entry by default."""
     desk = desk_of(OwnTick)
     tick = desk.add("tick")
     desk.pass_time(MINUTE)
@@ -406,11 +449,62 @@ def test_what_is_sent_without_being_reserved_is_claimed(desk_of: Callable[..., D
     assert desk.outbox.slots == [("tick", NOON + MINUTE)]
 
 
+def test_apply_async_without_reserving_claims_the_present(desk: Desk) -> None:
+    """A scheduler may have its reasons to send an entry that is not due."""
+    for every in (60, None):
+        entry = desk.scheduler.Entry(name=f"every {every}", task="now", schedule=every, app=desk.app)
+        desk.pass_time(SECOND)
+        desk.scheduler.apply_async(entry, advance=False)
+        assert desk.outbox.slots[-1] == (entry.name, desk.now)
+
+
+def test_overridden_apply_entry_is_called(desk_of: Callable[..., Desk]) -> None:
+    """Monitoring hooks into it."""
+
+    class Monitored(Scheduler):
+        seen = ""
+        sent = ""
+
+        def apply_entry(self, entry: Any, producer: Any = None) -> None:
+            self.seen = entry.name
+            super().apply_entry(entry, producer)
+
+        def send_task(self, *args: Any, **_: Any) -> None:
+            self.sent = args[0]
+
+    desk = desk_of(Monitored)
+    desk.add("tick")
+    desk.pass_time(MINUTE)
+    desk.tick()
+    # As the publisher does, in a thread of its own.
+    thread = threading.Thread(target=desk.scheduler.send, args=(desk.outbox.dispatches[0].entry, None))
+    thread.start()
+    thread.join()
+    assert (desk.scheduler.seen, desk.scheduler.sent) == ("tick", "shop.tick")
+
+
+def test_crontab_that_django_celery_beat_hides_is_not_retired(desk_of: Callable[..., Desk]) -> None:
+    """It shows a crontab around its time only."""
+    enabled = SimpleNamespace(values_list=lambda *_, **__: ["shown", "hidden"])
+
+    class Hiding(Scheduler):
+        enabled_models_qs = None
+        Model = SimpleNamespace(objects=SimpleNamespace(enabled=lambda: enabled))
+
+    desk = desk_of(Hiding)
+    for name in ("shown", "hidden", "removed"):
+        desk.add(name)
+    desk.tick()
+    del desk.scheduler.schedule["hidden"], desk.scheduler.schedule["removed"]
+    desk.tick()
+    assert {name for name, record in desk.ledger.records.items() if record.retired} == {"removed"}
+
+
 # Schedulers that keep a file
 
 
-def test_it_does_not_overwrite_the_next_leaders_state(desk: Desk, tmp_path: Path) -> None:
-    """Neither by `sync` nor by closing the file."""
+def test_ended_term_does_not_overwrite_the_schedule_file(desk: Desk, tmp_path: Path) -> None:
+    """Neither by `sync` nor by `close`: the next leader may have written it by then."""
     file = str(tmp_path / "schedule")
     desk.app.conf.update(beat_schedule={"tick": {"task": "shop.tick", "schedule": MINUTE}}, result_expires=None)
     scheduler: Any = bind(PersistentScheduler, desk.keeper, lambda: desk.may)(app=desk.app, schedule_filename=file)
@@ -428,8 +522,7 @@ def test_it_does_not_overwrite_the_next_leaders_state(desk: Desk, tmp_path: Path
         assert 0 < written["entries"]["tick"].total_run_count == count
 
 
-def test_state_is_written_while_it_may_be(desk: Desk, tmp_path: Path) -> None:
-    """When the file is closed at the latest."""
+def test_close_writes_the_schedule_file_during_the_term(desk: Desk, tmp_path: Path) -> None:
     file = str(tmp_path / "schedule")
     desk.app.conf.update(beat_schedule={"tick": {"task": "shop.tick", "schedule": MINUTE}}, result_expires=None)
     scheduler: Any = bind(PersistentScheduler, desk.keeper, lambda: desk.may)(app=desk.app, schedule_filename=file)
@@ -439,202 +532,11 @@ def test_state_is_written_while_it_may_be(desk: Desk, tmp_path: Path) -> None:
         assert written["entries"]["tick"].total_run_count == 1000
 
 
-def test_state_is_not_written_by_the_thread_that_sends(desk: Desk) -> None:
-    """The scheduler is in the middle of something then."""
+def test_publisher_thread_does_not_write_the_schedule_file(desk: Desk) -> None:
+    """The scheduler may be in the middle of a tick."""
     answers: list[bool] = []
     assert desk.scheduler.should_sync()
     thread = threading.Thread(target=lambda: answers.append(desk.scheduler.should_sync()))
     thread.start()
     thread.join()
     assert answers == [False]
-
-
-# The beat
-
-
-class Beat:
-    """A beat of an app with a broker in memory, over a ledger in memory."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        """Lead."""
-        self.app = Celery("shop", broker="memory://", set_as_current=False)
-        self.app.conf.beat_schedule = {"tick": {"task": "shop.tick", "schedule": HOUR}}
-        self.ledger = MemoryLedger()
-        self.leadership = Leadership()
-        self.leadership.gain(TERM, float("inf"), "elected")
-        self.file = tmp_path / "schedule"
-        self.ended = Ending()
-        self.raised: list[BaseException] = []
-        self.uptime = 0.0
-        self.beat = LeaderBeat(
-            self.app,
-            "celery.beat:PersistentScheduler",
-            str(self.file),
-            CONFIG,
-            self.leadership,
-            clock=lambda: self.uptime,
-        )
-        self.thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            self.beat.run(TERM, self.ended)
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            self.raised.append(error)
-
-    def end(self) -> None:
-        """End the term, and wait until the beat has ended."""
-        self.ended.set()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-
-    def messages(self) -> list[Any]:
-        """Take what is in the queue."""
-        with self.app.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
-            return [queue.get(block=False) for _ in range(len(queue))]
-
-
-@pytest.fixture
-def beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Beat:
-    """Give a beat that is yet to run, with short pauses."""
-    made = Beat(tmp_path)
-    made.messages()
-    monkeypatch.setattr(leader_beat, "Ledger", lambda *_: made.ledger)
-    monkeypatch.setattr(leader_beat, "LEDGER_RETRY", 0.001)
-    return made
-
-
-def test_the_beat_ends_at_once(beat: Beat) -> None:
-    """However long nothing is due; with the file written and the ledger closed."""
-    beat.thread.start()
-    eventually(lambda: "register" in beat.ledger.calls, timeout=10)
-    beat.end()
-    assert beat.leadership.settle(0)
-    assert beat.ledger.closed
-    with shelve.open(str(beat.file)) as written:
-        assert "tick" in written["entries"]
-    assert not beat.raised
-    assert "pgleader-publisher" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_the_beat_does_not_begin_in_a_term_that_is_over(beat: Beat) -> None:
-    """A late start of one term must not run in the next."""
-    beat.leadership.gain(Term(8, "shop", "a", 12), float("inf"), "elected")
-    beat.beat.run(TERM, Ending())
-    assert not beat.file.parent.joinpath("schedule").exists()
-    assert not beat.ledger.calls
-
-
-def test_an_ending_that_is_over_already(beat: Beat) -> None:
-    """The beat does not begin."""
-    beat.ended.set()
-    beat.beat.run(TERM, beat.ended)
-    assert not beat.ledger.calls
-
-
-def test_what_was_claimed_is_published_and_written_down(beat: Beat) -> None:
-    """First of all, what the last leader left; with its slot in the header."""
-    slot = datetime.now(UTC) - HOUR
-    beat.ledger.unsettled = [Claimed("tick", slot, 6), Claimed("gone", slot, 6)]
-    beat.thread.start()
-    eventually(lambda: len(beat.ledger.outcomes) == 2, timeout=10)
-    beat.end()
-    assert set(beat.ledger.outcomes) == {
-        Outcome("gone", slot, "expired", "the entry is gone"),
-        Outcome("tick", slot, "published"),
-    }
-    (message,) = beat.messages()
-    assert message.headers["task"] == "shop.tick"
-    assert message.headers[HEADER]["term"] == 6
-    assert message.headers[HEADER]["at"] == slot.isoformat()
-
-
-def test_while_the_ledger_is_away(beat: Beat, caplog: pytest.LogCaptureFixture) -> None:
-    """It is asked again and again, and said once; nothing is sent. Then the beat goes on as if it had begun."""
-    caplog.set_level(logging.INFO)
-    beat.ledger.error = psycopg.OperationalError("no route to host")
-    beat.ledger.unsettled = [Claimed("tick", datetime.now(UTC), 6)]
-    beat.thread.start()
-    eventually(lambda: len(beat.ledger.calls) > 5, timeout=10)
-    assert not beat.messages()
-    beat.ledger.error = None
-    eventually(lambda: beat.ledger.outcomes, timeout=10)
-    beat.end()
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said == ["pgleader: the ledger cannot be asked, and nothing is sent until it can: no route to host"]
-    assert len(beat.messages()) == 1
-    assert not beat.raised
-
-
-def test_a_term_that_another_has_ended(beat: Beat) -> None:
-    """The ledger says so: the beat ends by itself, without a fuss, and writes no state."""
-    beat.ledger.error = Superseded()
-    beat.thread.start()
-    beat.thread.join(10)
-    assert not beat.thread.is_alive()
-    assert not beat.raised
-    assert beat.ledger.closed
-
-
-def test_a_scheduler_that_cannot_be_set_up(beat: Beat) -> None:
-    """What it raises is raised, and nothing is left behind."""
-    beat.app.conf.beat_schedule = {"tick": {"task": "shop.tick", "schedule": HOUR, "no such": "field"}}
-    with pytest.raises(TypeError):
-        LeaderBeat(beat.app, Scheduler, "", CONFIG, beat.leadership).run(TERM, beat.ended)
-    assert beat.ledger.closed
-    assert beat.leadership.settle(0)
-
-
-def test_old_slots_are_forgotten_while_nothing_is_due(beat: Beat) -> None:
-    """A batch a turn, until there are none left; then not before a while."""
-    batches = [5, 5, 0]
-    pruned: list[int] = []
-
-    def prune() -> int:
-        pruned.append(batches.pop(0))
-        return pruned[-1]
-
-    beat.ledger.prune = prune  # type: ignore[method-assign]
-    bell = threading.Event()
-    term_beat = leader_beat.TermBeat(beat.app, CONFIG, TERM, lambda: True, bell)
-    term_beat.start(Scheduler, "")
-    for _ in range(6):
-        assert term_beat.turn() > leader_beat.CHORE_TIME
-    term_beat.stop()
-    assert pruned == [5, 5, 0]
-
-
-def test_a_beat_that_hangs_is_trouble(beat: Beat) -> None:
-    """Counted from when the term was first asked about; one that moves is none."""
-    assert beat.beat.trouble(TERM) is None
-    beat.uptime = 30.0
-    assert beat.beat.trouble(TERM) is None
-    beat.uptime = 31.0
-    assert beat.beat.trouble(TERM) == "the beat has not moved for 31 s"
-    assert beat.beat.trouble(Term(8, "shop", "a", 12)) is None
-    beat.uptime = 100.0
-    beat.thread.start()
-    eventually(lambda: beat.beat.trouble(TERM) is None, timeout=10)
-    beat.end()
-
-
-@pytest.mark.parametrize(("skew", "words"), [(90.04, "90.0 s ahead of"), (-1.5, "1.5 s behind"), (0.9, "")])
-def test_a_clock_that_is_wrong(beat: Beat, caplog: pytest.LogCaptureFixture, skew: float, words: str) -> None:
-    """It is said at the beginning of a term: slots are due by it."""
-    beat.ledger.clock_skew = skew
-    beat.thread.start()
-    eventually(lambda: "register" in beat.ledger.calls, timeout=10)
-    beat.end()
-    said = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
-    assert len(said) == bool(words)
-    assert words in " ".join(said)
-
-
-def test_how_a_scheduler_may_be_named() -> None:
-    """A class, where it is, or by what a package has registered."""
-    assert scheduler_class(Scheduler) is Scheduler
-    assert scheduler_class("celery.beat:Scheduler") is Scheduler
-    assert scheduler_class("celery.beat.PersistentScheduler") is PersistentScheduler
-    assert scheduler_class("pgleader").__name__ == "PgLeaderScheduler"
-    with pytest.raises(ConfigurationError, match=r"^beat_scheduler = 'nowhere:Scheduler': cannot be imported: "):
-        scheduler_class("nowhere:Scheduler")

@@ -1,4 +1,4 @@
-"""Who else sends the schedule, by what its messages say."""
+"""Other programs that send the schedule, known by what their messages say."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def app() -> Celery:
         pytest.param(None, "", id="none"),
     ],
 )
-def test_what_is_said(app: Celery, headers: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Of each kind once, however many there are."""
+def test_other_sender_is_logged_once(app: Celery, headers: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Once for each kind, however many messages there are."""
     senders = OtherSenders(app, "celery.beat:PersistentScheduler", "shop")
     for _ in range(3):
         senders.look("shop.report", headers)
@@ -64,8 +64,8 @@ def test_what_is_said(app: Celery, headers: Any, said: str, caplog: pytest.LogCa
 @pytest.mark.parametrize(
     ("scheduler", "watched"), [("celery.beat:PersistentScheduler", {"shop.report"}), (Elsewhere, None)]
 )
-def test_only_what_may_be_in_the_schedule_is_looked_at(app: Celery, scheduler: Any, watched: set[str] | None) -> None:
-    """All other tasks are handled as ever, at no cost; the arguments and the result are passed on."""
+def test_only_tasks_that_may_be_scheduled_are_watched(app: Celery, scheduler: Any, watched: set[str] | None) -> None:
+    """The others cost nothing; arguments and results are passed on."""
     ours = {name: (lambda *args, name=name, **options: (name, args, options)) for name in app.tasks}
     consumer = SimpleNamespace(strategies=dict(ours))
     senders = OtherSenders(app, scheduler, "shop")
@@ -76,8 +76,8 @@ def test_only_what_may_be_in_the_schedule_is_looked_at(app: Celery, scheduler: A
     assert consumer.strategies["shop.report"](message, 1, two=2) == ("shop.report", (message, 1), {"two": 2})
 
 
-def test_an_entry_whose_task_the_app_lacks_is_passed_over(app: Celery) -> None:
-    """It is never received."""
+def test_entry_with_a_task_that_the_app_lacks_is_not_watched(app: Celery) -> None:
+    """No message of it is received."""
     app.conf.beat_schedule["gone"] = {"task": "shop.gone", "schedule": 1.0}
     consumer = SimpleNamespace(strategies={})
     OtherSenders(app, "celery.beat:PersistentScheduler", "shop").watch(consumer)
