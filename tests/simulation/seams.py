@@ -41,10 +41,6 @@ THREADING = SimpleNamespace(
 QUEUE = SimpleNamespace(SimpleQueue=world.SimpleQueue)
 
 
-def _open_session(_url: str, application_name: str, **_: Any) -> server.ClientSession:
-    return server.open_session(world.world().server, application_name)
-
-
 class Log:
     """Takes the place of loggers: into the history, if it is told; what no thread may run into is a violation."""
 
@@ -107,7 +103,7 @@ NAMES: list[tuple[Any, str, Any]] = [
     (presence, "version", lambda _package: "simulated"),
     (elector, "Requests", world.Requests),
     *((module, "Doorbell", world.Doorbell) for module in (relay, steward)),
-    *((module, "open_session", _open_session) for module in (lock_session, session, orphans, turn)),
+    *((module, "open_session", server.open_session) for module in (lock_session, session, orphans, turn)),
     (terms, "Schema", lambda _session: SimpleNamespace(ensure=lambda: None)),
     (mailbox, "set_json_loads", lambda *_: None),
     *((module, "reader", READER) for module in (participant, leader_queue, request, run_guard, run_leadership)),
