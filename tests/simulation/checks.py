@@ -33,16 +33,14 @@ class Checks:
         # Ids of messages that the broker has taken, by what they were sent for.
         self._slots: dict[tuple[str, datetime], set[str]] = defaultdict(set)
         self._notifications: dict[int, str] = {}
-        # When each notification was committed.
+        # When each notification was committed, and its key, and when it was sent.
         self._committed: dict[int, datetime] = {}
         self._keys: dict[int, tuple[str | None, datetime]] = {}
         # Leader-only runs that go on, and tasks of which one has ended.
         self._runs: list[Run] = []
         self._done: set[int] = set()
         scene.server.database.committing = self._on_commit
-        scene.broker.on_message = self._on_message
-        for node in scene.nodes:
-            node.trusts = self._on_trust
+        scene.broker.checks = self
 
     def is_at_rest(self) -> bool:
         """Tell whether, after the last fault, somebody leads and everything is done that is due."""
@@ -66,7 +64,7 @@ class Checks:
             row = self._tables["entries"].get(("shop", name))
             if row is None:
                 return f"is not in the ledger: {name}"
-            if leader is None or leader.process is None:
+            if leader is None:
                 return "nobody leads"
             now = BEGINNING + timedelta(seconds=self._world.now + leader.process.wall)
             if (row["last_slot"] or row["since"]) < now - timedelta(seconds=2 * period + 0.5):
@@ -98,7 +96,8 @@ class Checks:
 
     # While it goes on.
 
-    def _on_trust(self, node: Node) -> None:
+    def on_trust(self, node: Node) -> None:
+        """Look at the other nodes, when one may have begun to trust that it leads."""
         mine = node.trusted_term
         if mine is None:
             return
@@ -109,10 +108,8 @@ class Checks:
 
     def _has_not_heard(self, node: Node) -> bool:
         """Tell whether a leader's session was ended from outside, and it cannot know of that yet."""
-        assert node.process is not None
         term = node.process.asked(lambda: node.participant.leadership.term)
         client = self._scene.server.clients[term.backend_pid]
-        assert client.backend is not None
         return client.backend.taken_away and client.is_quiet(asked=True)
 
     def on_run(self, run: Run) -> None:
@@ -168,7 +165,7 @@ class Checks:
         elif key not in self._notifications and ("dead_letters", key) not in transaction.written:
             self._world.violated(f"notification {key} is gone, and was not dispatched")
 
-    def _on_message(self, message: Message) -> None:
+    def on_message(self, message: Message) -> None:
         if HEADER in message.headers:
             slot = message.headers[HEADER]
             self._on_slot_message(slot["entry"], datetime.fromisoformat(slot["at"]), message.task_id)

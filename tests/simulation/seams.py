@@ -21,14 +21,13 @@ from celery_pgleader import threads
 from celery_pgleader.beat import leader_beat, publisher, scheduler, slot_keeper
 from celery_pgleader.config import Config
 from celery_pgleader.election import elector, leadership, lock_session, term_runner
-from celery_pgleader.notifications import relay
+from celery_pgleader.notifications import courier, relay
 from celery_pgleader.store import ledger, mailbox, presence, session, terms
 from celery_pgleader.tasks import leader_queue, orphans, request, run_guard, run_leadership, strategy, turn
 from celery_pgleader.worker import candidate, participant, steward
 from tests.simulation import server, world
-from tests.simulation.broker import SimCourier
-from tests.simulation.trust import TrustPage, TrustReader
-from tests.simulation.worker import State, default_strategy
+from tests.simulation.broker import Load
+from tests.simulation.worker import State, TrustPage, TrustReader, default_strategy
 
 THREADING = SimpleNamespace(
     Thread=world.Thread,
@@ -39,10 +38,6 @@ THREADING = SimpleNamespace(
     get_ident=world.get_ident,
 )
 QUEUE = SimpleNamespace(SimpleQueue=world.SimpleQueue)
-
-
-def _open_session(_url: str, application_name: str, **_: Any) -> server.ClientSession:
-    return server.open_session(world.world().server, application_name)
 
 
 class Log:
@@ -107,15 +102,15 @@ NAMES: list[tuple[Any, str, Any]] = [
     (presence, "version", lambda _package: "simulated"),
     (elector, "Requests", world.Requests),
     *((module, "Doorbell", world.Doorbell) for module in (relay, steward)),
-    *((module, "open_session", _open_session) for module in (lock_session, session, orphans, turn)),
+    *((module, "open_session", server.open_session) for module in (lock_session, session, orphans, turn)),
     (terms, "Schema", lambda _session: SimpleNamespace(ensure=lambda: None)),
     (mailbox, "set_json_loads", lambda *_: None),
     *((module, "reader", READER) for module in (participant, leader_queue, request, run_guard, run_leadership)),
     *((module, "state", STATE) for module in (leader_queue, request)),
     (strategy, "strategy", SimpleNamespace(default=default_strategy)),
     (leader_queue, "_bind_to_delayed_delivery", lambda *_: None),
-    (participant, "TrustPage", lambda: TrustPage(world.world().process)),
-    (relay, "Courier", SimCourier),
+    (participant, "TrustPage", TrustPage),
+    (courier, "LOADS", {"simulated": Load}),
     # So that a batch often has no room for all that waits.
     (mailbox, "BATCH_BYTES", 2),
     # What is raw is at most once, and promises nothing that could be checked.
