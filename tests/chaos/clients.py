@@ -1,15 +1,19 @@
-"""Those who send, each at a steady pace, until TERM comes: `python -m tests.chaos.clients SEED`."""
+"""Those who send, each at a steady pace, until TERM comes, and all that they are to send at least is sent.
+
+python -m tests.chaos.clients SEED
+"""
 
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import psycopg
@@ -18,32 +22,34 @@ from kombu.exceptions import OperationalError
 from celery_pgleader import notify
 from tests.chaos.app import DURABLE, LEADER_QUEUE, RAW, make_app
 from tests.chaos.history import tell
+from tests.chaos.scenarios import Scenario, current
 
-KEYS = 5
-NOTIFYING = 2
-# Seconds between one and the next.
-NOTIFICATION, LEADER_ONLY, ORDINARY = 0.35, 0.4, 0.3
 PAUSE = 0.1
+# What takes some time takes at least and at most so many seconds.
+LONG = {"chaos.lead": (0.2, 1.0), "chaos.work": (0.2, 1.5)}
 
 
 class Notifying:
     """Writes durable notifications, and with each sends a raw one."""
 
-    def __init__(self, database: str, number: int, seed: str) -> None:
+    def __init__(self, database: str, number: int, seed: str, scenario: Scenario) -> None:
         """Prepare; a connection is opened when it is needed."""
         self._database = database
+        self._scenario = scenario
+        # Where all goes to the witness, it takes them once, and in order.
+        self._task = "chaos.witness" if scenario.witnessed else "chaos.handle"
         self._number = number
         self._random = random.Random(f"{seed} notifying {number}")
         self._connection: psycopg.Connection | None = None
 
     def send(self, count: int) -> None:
         """Send one of each, however long it takes."""
-        order = {"name": f"order-{self._number}-{count}", "key": str(self._random.randrange(KEYS))}
+        order = {"name": f"order-{self._number}-{count}", "key": str(self._random.randrange(self._scenario.keys))}
         murmur = {"name": f"murmur-{self._number}-{count}", "key": ""}
         began = time.monotonic()
         while not self._commit(order, murmur):
             threading.Event().wait(PAUSE)
-        tell("sent", task="chaos.handle", began=began, **order)
+        tell("sent", task=self._task, began=began, **order)
         tell("sent", task="chaos.hear", **murmur)
 
     def close(self) -> None:
@@ -66,6 +72,7 @@ class Notifying:
         return True
 
     def _was_committed(self, name: str) -> bool:
+        tell("in doubt", name=name)
         # Not by the number of the transaction, which a server that crashed may give once more.
         while True:
             with contextlib.suppress(psycopg.Error):
@@ -84,25 +91,31 @@ class Notifying:
 class Calling:
     """Sends one kind of task, from a program without the package's plugin."""
 
-    def __init__(self, broker: str, task: str, seed: str, longest: float) -> None:
-        """Prepare; one in ten takes up to `longest` seconds."""
-        self._app = make_app(broker)
+    def __init__(self, broker: str, task: str, seed: str, scenario: Scenario) -> None:
+        """Prepare."""
+        self._app = make_app(broker, scenario)
         self._task = task
-        self._longest = longest
+        self._scenario = scenario
         self._random = random.Random(f"{seed} {task}")
 
     def send(self, count: int) -> None:
-        """Send one, however long it takes."""
-        name = f"{self._task}-{count}"
-        seconds = round(self._random.uniform(0.2, self._longest), 2) if self._random.random() < 0.1 else 0.0
-        # Some leader-only ones come to the ordinary queue, and are forwarded.
-        queue = LEADER_QUEUE if self._task == "chaos.lead" and self._random.random() < 0.8 else None
-        tell("sent", task=self._task, name=name)
+        """Send one, or a chain of them, however long it takes."""
+        names, options = [f"{self._task}-{count}"], {}
+        draw = self._random.random() if self._task == "chaos.lead" else 1.0
+        if draw < self._scenario.chains:
+            names += [f"{names[0]}.{link}" for link in (1, 2)]
+        elif draw < self._scenario.chains + self._scenario.later:
+            options = {"countdown": self._random.uniform(1.0, 4.0)}
+        for after, name in zip([None, *names[:-1]], names, strict=True):
+            tell("sent", task=self._task, name=name, after=after, due=after is None and not options)
+        signature = reduce(operator.or_, map(self._signature, names))
         while True:
             try:
-                self._app.send_task(self._task, [name, seconds], task_id=name, queue=queue)
+                signature.apply_async(**options)
             except (OperationalError, OSError, *self._app.connection().connection_errors):
                 # Nobody knows whether it arrived; the next has the same id.
+                for name in names:
+                    tell("in doubt", name=name)
                 threading.Event().wait(PAUSE)
             else:
                 return
@@ -111,37 +124,42 @@ class Calling:
         """Let go of the connections."""
         self._app.close()
 
+    def _signature(self, name: str) -> Any:
+        seconds = self._random.uniform(*LONG[self._task]) if self._random.random() < self._scenario.long else 0.0
+        # Some leader-only ones come to the ordinary queue, and are forwarded.
+        to_leader = self._task == "chaos.lead" and self._random.random() < 0.8
+        queue = {"queue": LEADER_QUEUE} if to_leader else {}
+        return self._app.signature(self._task, [name, round(seconds, 2)], immutable=True, task_id=name, **queue)
+
 
 def main(seed: str) -> None:
     """Send until told to end."""
-    database, broker = os.environ["CHAOS_DATABASE"], os.environ["CHAOS_BROKER"]
-    with psycopg.connect(database) as db:
-        db.execute("create table if not exists orders (name text primary key)")
+    database, broker, scenario = os.environ["CHAOS_DATABASE"], os.environ["CHAOS_BROKER"], current()
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with psycopg.connect(database) as db:
+        db.execute("create table if not exists orders (name text primary key)")
     senders: list[tuple[Any, float]] = [
-        *((Notifying(database, number, seed), NOTIFICATION) for number in range(NOTIFYING)),
-        (Calling(broker, "chaos.lead", seed, 0.8), LEADER_ONLY),
-        (Calling(broker, "chaos.work", seed, 1.5), ORDINARY),
+        *((Notifying(database, number, seed, scenario), scenario.notification) for number in range(scenario.notifying)),
+        *((Calling(broker, task, seed, scenario), pace) for task, pace in scenario.calling.items()),
     ]
     threads = [
-        threading.Thread(target=_send_steadily, args=(sender.send, pace, ended), daemon=True)
+        threading.Thread(target=_send_steadily, args=(sender, pace, scenario.amount(pace), ended), daemon=True)
         for sender, pace in senders
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for sender, _ in senders:
-        sender.close()
 
 
-def _send_steadily(send: Callable[[int], None], pace: float, ended: threading.Event) -> None:
-    began = time.monotonic()
-    count = 0
-    while not ended.wait(max(0.0, began + count * pace - time.monotonic())):
-        send(count)
+def _send_steadily(sender: Any, pace: float, least: int, ended: threading.Event) -> None:
+    began, count, pause = time.monotonic(), 0, threading.Event()
+    while not ended.is_set() or count < least:
+        sender.send(count)
         count += 1
+        (pause if count < least else ended).wait(max(0.0, began + count * pace - time.monotonic()))
+    sender.close()
 
 
 if __name__ == "__main__":

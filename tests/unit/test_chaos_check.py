@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -81,7 +82,14 @@ def slot(at: float, state: str = "published", through: float | None = None, **of
 
 
 def ticks(at: float, *, task_id: str = "", began: float = 0.0, node: str = A, ended: bool = True) -> list[Fact]:
-    about = {"task": "chaos.tick", "id": task_id or f"each {at}", "entry": "each", "slot": iso(at), "node": node}
+    about = {
+        "task": "chaos.tick",
+        "id": task_id or f"each {at}",
+        "entry": "each",
+        "slot": iso(at),
+        "node": node,
+        "redelivered": False,
+    }
     run = f"{about} {began}"
     told = [fact("received", began, **about), fact("began", began, run=run, **about)]
     return [*told, *([fact("ended", began, run=run)] if ended else [])]
@@ -96,6 +104,11 @@ def judge(*facts: Fact | Sequence[Fact], broker: str = "rabbitmq") -> Report:
     for one in facts:
         told += [one] if isinstance(one, dict) else one
     return check(told)
+
+
+def counted(counter: Counter[str]) -> dict[str, int]:
+    """Return what is there at all."""
+    return {name: number for name, number in counter.items() if number}
 
 
 GOOD: list[Fact] = [
@@ -121,10 +134,10 @@ def test_a_good_history() -> None:
     """Everything is counted, and nothing is wrong."""
     report = judge(GOOD)
     assert report.offences == []
-    assert report.terms == {"monotonic": True, "trusted_overlap_ms": 0.0}
-    assert report.slots == {"due": 3, "published": 1, "skipped": 2, "expired": 0, "duplicates": 0, "unaccounted": 0}
-    assert report.notifications == {"sent": 2, "handled": 2, "duplicates": 0, "lost": 0, "out_of_order": 0}
-    assert report.leader_only == {"sent": 1, "ran": 1, "ran_off_leader": 0, "overlaps": 0}
+    assert report.terms == {"number": 2, "monotonic": True, "trusted_overlap_ms": 0.0}
+    assert counted(report.slots) == {"due": 3, "published": 1, "skipped": 2}
+    assert counted(report.notifications) == {"sent": 2, "handled": 2}
+    assert counted(report.leader_only) == {"sent": 1, "ran": 1}
     assert report.faults == {"terminate": 1}
     assert report.failover_ms == {"terminate": {"median": 11.0, "max": 11.0, "n": 1}}
     assert (report.workers_died, report.tasks_failed) == (0, 0)
@@ -154,7 +167,7 @@ def test_a_term_of_the_very_end() -> None:
 def test_two_that_are_trusted_at_once() -> None:
     """For as long as both were."""
     report = judge(leads(1, A, 1.0, 2.0), leads(2, B, 1.9975, 3.0))
-    assert report.terms == {"monotonic": True, "trusted_overlap_ms": 2.5}
+    assert report.terms == {"number": 2, "monotonic": True, "trusted_overlap_ms": 2.5}
     assert not report.faultless
 
 

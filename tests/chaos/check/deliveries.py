@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from tests.chaos.check.report import Report
-from tests.chaos.check.story import LOST_ON_THE_WAY, UNKNOWN, About, Run, Story
+from tests.chaos.check.story import LOST_ON_THE_WAY, UNKNOWN, About, Run, Story, about
+from tests.chaos.history import Fact
 
 
-def lost(story: Story, report: Report, task: str, names: Iterable[str]) -> list[str]:
+def lost(story: Story, report: Report, task: str, sent: Mapping[str, Fact]) -> list[str]:
     """Return what was sent to a task and never came to its end."""
-    missing = [name for name in sorted(names) if (task, (name,)) not in story.done]
-    on_the_way = [name for name in missing if story.on_redis and (task, (name,)) not in story.received]
+    missing = [name for name in sorted(sent) if (task, (name,)) not in story.done]
+    never_came = {name for name in missing if (task, (name,)) not in story.received}
+    # A link of a chain is sent when the one before it has ended.
+    unsent = {name for name in never_came if sent[name].get("after") in missing}
+    on_the_way = never_came - unsent if story.on_redis else set()
     if on_the_way:
         report.allowed[LOST_ON_THE_WAY] += len(on_the_way)
-    return [f"{name} was not run by {task}" for name in missing if name not in on_the_way]
+    return [f"{name} was not run by {task}" for name in missing if name not in on_the_way | unsent]
 
 
 def several_ids(story: Story, task: str) -> list[str]:
@@ -23,8 +27,8 @@ def several_ids(story: Story, task: str) -> list[str]:
     ids: dict[About, set[str]] = defaultdict(set)
     for fact in story.of("received"):
         if fact["task"] == task:
-            ids[(fact["entry"], fact["slot"]) if "slot" in fact else (fact["name"],)].add(fact["id"])
-    return [f"{' of '.join(about)} has {len(own)} task ids" for about, own in ids.items() if len(own) > 1]
+            ids[about(fact)].add(fact["id"])
+    return [f"{' of '.join(what)} has {len(own)} task ids" for what, own in ids.items() if len(own) > 1]
 
 
 def repeated(story: Story, report: Report, runs: Sequence[Run]) -> list[str]:
@@ -34,7 +38,9 @@ def repeated(story: Story, report: Report, runs: Sequence[Run]) -> list[str]:
     for run in runs:
         before = earlier.get(run.id)
         if before is not None and before.done:
-            if story.knew(before, run):
+            # Of a notification, the worker has to have said that it could not know.
+            said = run.notification is None or run.notification in story.unguarded or story.died(before)
+            if story.knew(before, run) or not said:
                 wrong.append(f"{run} repeats {before}")
             else:
                 report.allowed[UNKNOWN] += 1

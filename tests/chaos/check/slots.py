@@ -15,7 +15,7 @@ from tests.chaos.history import Fact
 
 TASK = "chaos.tick"
 # Seconds between the slots of each entry; those whose runs must not be repeated; those that must not overlap.
-STEPS = {"plain": 1.0, "each": 1.0, "brief": 1.0, "single": 1.0, "patient": 2.0, "minute": 60.0}
+STEPS = {"plain": 1.0, "each": 1.0, "brief": 1.0, "single": 1.0, "patient": 2.0, "long": 7.0, "minute": 60.0}
 DEDUPLICATED = {"each", "patient"}
 ONE_AT_A_TIME = ("single", "patient")
 
@@ -32,14 +32,16 @@ def check(story: Story, report: Report) -> None:
         if row["state"] != "claimed":
             report.slots[row["state"]] += row["slots"]
     # What was claimed just before the ledger was copied is not counted.
-    under_way = {_slot(row) for row in rows if row["state"] == "claimed" and not row["old"]}
+    under_way = {slot_of(row) for row in rows if row["state"] == "claimed" and not row["old"]}
     due = [slot for entry in entries.values() for slot in _due(entry)]
     report.slots["due"] = len(set(due) - under_way)
     unaccounted = [f"{_words(slot)} is not in the ledger" for slot in due if slot not in accounted]
     unaccounted += [
-        f"{_words(_slot(row))} was never published" for row in rows if row["state"] == "claimed" and row["old"]
+        f"{_words(slot_of(row))} was never published" for row in rows if row["state"] == "claimed" and row["old"]
     ]
     unaccounted += _not_received(story, report, rows)
+    first_deliveries = [slot_of(fact) for fact in _received(story) if not fact["redelivered"]]
+    report.slots["republished"] = len(first_deliveries) - len(set(first_deliveries))
     duplicates = [f"{_words(slot)} is in the ledger {number} times" for slot, number in accounted.items() if number > 1]
     duplicates += _never_claimed(story, entries, accounted)
     duplicates += several_ids(story, TASK)
@@ -49,9 +51,13 @@ def check(story: Story, report: Report) -> None:
     report.offences += [f"slots: {what}" for what in (*unaccounted, *duplicates, *_overlapping(story, report))]
 
 
+def _received(story: Story) -> list[Fact]:
+    return [fact for fact in story.of("received") if fact["task"] == TASK]
+
+
 def _not_received(story: Story, report: Report, rows: list[Fact]) -> list[str]:
-    published = [_slot(row) for row in rows if row["state"] == "published"]
-    received = {_key(fact) for fact in story.of("received") if fact["task"] == TASK}
+    published = [slot_of(row) for row in rows if row["state"] == "published"]
+    received = {slot_of(fact) for fact in _received(story)}
     missing = [slot for slot in published if slot not in received]
     if missing and story.on_redis:
         report.allowed[LOST_ON_THE_WAY] += len(missing)
@@ -62,7 +68,7 @@ def _not_received(story: Story, report: Report, rows: list[Fact]) -> list[str]:
 def _never_claimed(story: Story, entries: dict[str, Fact], accounted: Counter[Slot]) -> list[str]:
     # Later ones came when the ledger had been copied.
     last = {name: _micros(entry["last_slot"] or 0.0) for name, entry in entries.items()}
-    received = {_key(fact) for fact in story.of("received") if fact["task"] == TASK}
+    received = {slot_of(fact) for fact in _received(story)}
     return [
         f"{_words(slot)} was sent and never claimed"
         for slot in received
@@ -100,12 +106,10 @@ def _slots_of(row: Fact) -> Iterator[Slot]:
         yield row["entry"], instant
 
 
-def _slot(row: Fact) -> Slot:
-    return row["entry"], _micros(row["slot"])
-
-
-def _key(received: Fact) -> Slot:
-    return received["entry"], _micros(datetime.fromisoformat(received["slot"]).timestamp())
+def slot_of(fact: Fact) -> Slot:
+    """Return which slot a row of the ledger, or a message, is about."""
+    at = fact["slot"]
+    return fact["entry"], _micros(at if isinstance(at, float) else datetime.fromisoformat(at).timestamp())
 
 
 def _micros(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""A Django project that keeps its schedule in the database of the handovers, or the ledger in another one."""
+"""A Django project that keeps its schedule in the database of the ledger, or the ledger in another one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.chaos.scenarios import current
+
 
 def _database(url: str) -> dict[str, Any]:
     parts = conninfo_to_dict(url)
@@ -14,12 +16,12 @@ def _database(url: str) -> dict[str, Any]:
     return {"ENGINE": "django.db.backends.postgresql", **{name: parts[key] for name, key in names.items()}}
 
 
-SECRET_KEY = "handovers"
+SECRET_KEY = "chaos"
 INSTALLED_APPS = ["django.contrib.contenttypes", "django_celery_beat"]
 USE_TZ = True
-DATABASES = {"default": _database(os.environ["HANDOVERS_STORE"])}
+DATABASES = {"default": _database(os.environ["CHAOS_STORE"])}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-if os.environ["HANDOVERS_SCHEDULER"] == "django-two-databases":
-    DATABASES["ledger"] = _database(os.environ["HANDOVERS_DATABASE"])
+if current().scheduler == "django-two-databases":
+    DATABASES["ledger"] = _database(os.environ["CHAOS_DATABASE"])
     INSTALLED_APPS += ["celery_pgleader.django"]
     CELERY_PGLEADER_DJANGO_DATABASE = "ledger"
