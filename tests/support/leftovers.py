@@ -40,6 +40,7 @@ class Guarded:
         self._guard = subprocess.Popen(
             command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, start_new_session=True
         )
+        self._semaphores = abandoned_semaphores()
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
 
@@ -49,8 +50,9 @@ class Guarded:
             eventually(lambda: not carrying(self.folder, self._guard.pid), PATIENCE)
         processes = [f"process {process!r}" for process in carrying(self.folder, self._guard.pid)]
         # Pytest keeps the folders of tests for a while.
-        files = [f"file {path}" for path in self.folder.iterdir() if not path.name.startswith("pytest-of-")]
-        return processes + files
+        files = {path for path in self.folder.iterdir() if not path.name.startswith("pytest-of-")}
+        files |= abandoned_semaphores() - self._semaphores
+        return processes + [f"file {path}" for path in sorted(files)]
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -77,6 +79,15 @@ def _words(process: psutil.Process) -> Iterator[str]:
         # It has ended, or is somebody else's.
         with contextlib.suppress(psutil.Error, OSError):
             yield str(look())
+
+
+def abandoned_semaphores() -> set[Path]:
+    """Return the files of semaphores that no process has any more, such as those of a pool that was killed."""
+    used: list[str] = []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            used += [line for line in maps.read_text(errors="replace").splitlines() if f"{MEMORY}/sem." in line]
+    return {path for path in MEMORY.glob("sem.*") if not any(str(path) in line for line in used)}
 
 
 def main(folder: Path) -> None:
