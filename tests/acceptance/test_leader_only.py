@@ -212,6 +212,10 @@ def test_spawned_processes(leading: Callable[..., Workers], valkey: str) -> None
     ended = group.await_fact("ended", key="spawned")
     assert ended["at"] < gained["at"]
     assert ended["trusted"]
+    # Workers that are killed would leave the semaphores of their pools behind.
+    other.send(signal.SIGTERM)
+    for worker in (leader, other):
+        worker.wait()
 
 
 def test_canvas_and_retries(leading: Callable[..., Workers], valkey: str) -> None:

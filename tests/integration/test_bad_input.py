@@ -21,7 +21,6 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Elector
 from celery_pgleader.errors import ConfigurationError
 from celery_pgleader.postgres import Error, open_session
-from celery_pgleader.store import Schema
 from tests.support.eventually import eventually
 
 PATIENCE = 30.0
@@ -64,7 +63,6 @@ COMMANDS = {path: command for path, command in commands(pgleader).items() if pat
 def shop(database: str) -> str:
     """Give a database with a table, a notification that waits, and a dead letter."""
     with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).ensure()
         session.execute("create table orders (id int primary key, total int)")
         session.execute("select pgleader.notify('kept', '1')")
         session.execute(

@@ -21,7 +21,6 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from celery_pgleader.postgres import SessionShared, open_session
-from celery_pgleader.store import Schema
 from example_app.servers import EmbeddedPostgres
 from tests.fixtures.servers import missing
 from tests.support.pages import ROOT, Block, all_blocks, named_blocks
@@ -66,10 +65,9 @@ Config.from_app(app, {{"database_url": DATABASE}})
 
 @pytest.fixture
 def shop(database: str) -> Iterator[str]:
-    """Give a database with the schema, and with what the pages' statements are about."""
+    """Give a database with what the pages' statements are about."""
     role = "shop_of_" + str(conninfo_to_dict(database)["dbname"])
     with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
         session.execute("create table orders (id bigint generated always as identity, item text not null)")
         session.execute("create table accounts (balance numeric, interest numeric)")
         session.execute("insert into pgleader.elections (election, term, node) values ('shop', 7, 'celery@a')")

@@ -36,8 +36,7 @@ from celery_pgleader.election import Leadership
 from celery_pgleader.election.lock_session import LockSession
 from celery_pgleader.notifications.relay import Relay
 from celery_pgleader.notifications.sending import DEEPEST
-from celery_pgleader.postgres import open_session
-from celery_pgleader.store import LEDGER_TERMS, Schema
+from celery_pgleader.store import LEDGER_TERMS
 from celery_pgleader.threads import Ending
 from example_app.servers import EmbeddedValkey
 from tests.support.eventually import eventually
@@ -46,14 +45,6 @@ from tests.support.rabbitmq import RabbitMQ
 MUCH = 25_000
 FOREVER = float("inf")
 ORDERS: Mapping[str, tuple[Route, ...]] = {"orders": (Route("shop.on_order"),)}
-
-
-@pytest.fixture
-def migrated(database: str) -> str:
-    """Give a database with the schema."""
-    with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
-    return database
 
 
 def ask(database: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -159,9 +150,9 @@ class Office:
 
 
 @pytest.fixture
-def office(migrated: str, valkey: str) -> Iterator[Office]:
+def office(database: str, valkey: str) -> Iterator[Office]:
     """Give an office on Valkey."""
-    made = Office(migrated, valkey)
+    made = Office(database, valkey)
     yield made
     made.stop()
 
@@ -266,13 +257,13 @@ AWKWARD = {"note": """it's "quoted" \\ %s %(channel)s :key ::jsonb {0} $1""", "n
 
 
 @pytest.mark.parametrize("kind", CONNECTIONS)
-def test_a_notification_is_part_of_the_senders_transaction(kind: Any, migrated: str) -> None:
+def test_a_notification_is_part_of_the_senders_transaction(kind: Any, database: str) -> None:
     """Rolled back, it was never sent; committed, it was; and what is refused leaves the transaction as it was."""
-    with kind(migrated) as (connection, commit, rollback):
+    with kind(database) as (connection, commit, rollback):
         notify("orders", AWKWARD, key="k'1", connection=connection)
-        assert waiting(migrated) == [], "not before it is committed"
+        assert waiting(database) == [], "not before it is committed"
         rollback()
-        assert waiting(migrated) == []
+        assert waiting(database) == []
         notify("it's: %s :x", AWKWARD, key="k'1 :x", connection=connection)
         with pytest.raises(NotificationError):
             notify("orders", "\0", connection=connection)
@@ -281,13 +272,13 @@ def test_a_notification_is_part_of_the_senders_transaction(kind: Any, migrated: 
         notify("orders", [], connection=connection)
         commit()
     query = "select channel, key, payload from pgleader.notifications order by id"
-    assert ask(migrated, query) == [("it's: %s :x", "k'1 :x", AWKWARD), ("orders", None, [])]
+    assert ask(database, query) == [("it's: %s :x", "k'1 :x", AWKWARD), ("orders", None, [])]
 
 
 @pytest.mark.parametrize("kind", CONNECTIONS)
-def test_so_is_a_raw_one(kind: Any, migrated: str) -> None:
+def test_so_is_a_raw_one(kind: Any, database: str) -> None:
     """Heard when it is committed, and only then."""
-    with psycopg.connect(migrated, autocommit=True) as listener, kind(migrated) as (connection, commit, rollback):
+    with psycopg.connect(database, autocommit=True) as listener, kind(database) as (connection, commit, rollback):
         listener.execute('listen "it\'s: %s"')
         notify("it's: %s", "rolled back", durable=False, connection=connection)
         rollback()
@@ -297,22 +288,22 @@ def test_so_is_a_raw_one(kind: Any, migrated: str) -> None:
         assert json.loads(heard.payload) == AWKWARD
 
 
-def test_what_cannot_be_waited_for_is_refused(migrated: str) -> None:
+def test_what_cannot_be_waited_for_is_refused(database: str) -> None:
     """An asynchronous connection would send nothing, and say nothing."""
-    asynchronous = create_async_engine(migrated.replace("postgresql://", "postgresql+psycopg://")).connect()
+    asynchronous = create_async_engine(database.replace("postgresql://", "postgresql+psycopg://")).connect()
     with pytest.raises(TypeError, match="AsyncConnection is asynchronous"):
         notify("orders", 1, connection=asynchronous)
     with pytest.raises(TypeError, match="must be of psycopg, psycopg2, Django or SQLAlchemy"):
         notify("orders", 1, connection=object())
 
 
-def test_without_a_connection_one_is_opened(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_connection_one_is_opened(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To where the current app's election is held."""
     app = Celery("shop", set_as_current=False)
-    app.conf.pgleader_database_url = migrated
+    app.conf.pgleader_database_url = database
     monkeypatch.setattr("celery.current_app", app)
     notify("orders", {"id": 1})
-    assert waiting(migrated) == [{"id": 1}]
+    assert waiting(database) == [{"id": 1}]
 
 
 # What goes in comes out
@@ -366,9 +357,9 @@ class Ends:
 
 
 @pytest.fixture
-def ends(migrated: str) -> Iterator[Ends]:
+def ends(database: str) -> Iterator[Ends]:
     """Give both ends."""
-    both = Ends(migrated)
+    both = Ends(database)
     yield both
     both.sender.close()
     both.outside.close()
@@ -700,26 +691,26 @@ def test_a_retried_one_has_the_same_task_id(office: Office) -> None:
     assert dead(office.database) == []
 
 
-def test_the_broker_is_away(migrated: str, own_valkey: EmbeddedValkey) -> None:
+def test_the_broker_is_away(database: str, own_valkey: EmbeddedValkey) -> None:
     """Nothing is lost or counted against anybody, and the order is kept."""
-    office = Office(migrated, own_valkey.url)
+    office = Office(database, own_valkey.url)
     office.lead(ORDERS)
     send(office, 0, key="k")
     office.await_payloads(0)
     own_valkey.stop()
     send(office, *range(1, 700), key="k")
     # It has tried, and goes on to.
-    eventually(lambda: [(1,)] and len(waiting(migrated)) == 699)
+    eventually(lambda: [(1,)] and len(waiting(database)) == 699)
     own_valkey.start()
     office.await_empty(60)
     office.stop()
     assert office.payloads() == list(range(700))
-    assert dead(migrated) == []
+    assert dead(database) == []
 
 
-def test_a_broker_that_is_full_is_waited_for(migrated: str, own_valkey: EmbeddedValkey) -> None:
+def test_a_broker_that_is_full_is_waited_for(database: str, own_valkey: EmbeddedValkey) -> None:
     """Redis without memory answers, but takes nothing: that is no notification's fault."""
-    office = Office(migrated, own_valkey.url)
+    office = Office(database, own_valkey.url)
     with redis.Redis.from_url(own_valkey.url) as client:
         client.config_set("maxmemory", "1")
         office.lead(ORDERS)
@@ -727,13 +718,13 @@ def test_a_broker_that_is_full_is_waited_for(migrated: str, own_valkey: Embedded
         send(office, 4)
         tries = client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
         eventually(lambda: client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"] > tries + 10)
-        assert len(waiting(migrated)) == 4
-        assert ask(migrated, "select 1 from pgleader.notifications where attempts > 0") == []
+        assert len(waiting(database)) == 4
+        assert ask(database, "select 1 from pgleader.notifications where attempts > 0") == []
         client.config_set("maxmemory", "0")
     office.await_empty(60)
     office.stop()
     assert [payload for payload in office.payloads() if payload != 4] == [1, 2, 3]
-    assert dead(migrated) == []
+    assert dead(database) == []
 
 
 # RabbitMQ
@@ -750,9 +741,9 @@ def taken(broker: str, queue: str) -> list[Any]:
 
 
 @pytest.fixture
-def amqp_office(migrated: str, rabbitmq: str) -> Iterator[Office]:
+def amqp_office(database: str, rabbitmq: str) -> Iterator[Office]:
     """Give an office on RabbitMQ, with a queue of its own."""
-    made = Office(migrated, rabbitmq, f"durable-{uuid.uuid4().hex[:8]}", confirm_publish=True)
+    made = Office(database, rabbitmq, f"durable-{uuid.uuid4().hex[:8]}", confirm_publish=True)
     yield made
     made.stop()
 

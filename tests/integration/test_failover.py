@@ -104,7 +104,7 @@ Follow = Callable[..., Standby]
 
 
 @pytest.fixture
-def follow(own_postgres: EmbeddedPostgres, bin_dir: Path | None) -> Iterator[Follow]:
+def follow(own_postgres: EmbeddedPostgres, bin_dir: Path) -> Iterator[Follow]:
     """Make a standby of the primary."""
     with ExitStack() as ended:
         yield lambda port=None: ended.enter_context(Standby(own_postgres, bin_dir, port))

@@ -24,7 +24,7 @@ from celery_pgleader.dashboard.metrics import BOUNDS, COUNTERS, GAUGES, HISTOGRA
 from celery_pgleader.election import Term
 from celery_pgleader.operators import orders
 from celery_pgleader.postgres import open_session
-from celery_pgleader.store import EntryRecord, Ledger, Mailbox, Outcome, Schema, SlotRow
+from celery_pgleader.store import EntryRecord, Ledger, Mailbox, Outcome, SlotRow
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.orders import Orders
 from celery_pgleader.worker import tally
@@ -39,11 +39,10 @@ class Scraped(Leading):
     """An election, and what is scraped of it."""
 
     def __init__(self, url: str, stack: ExitStack) -> None:
-        """Begin with a schema."""
+        """Begin without a leader."""
         super().__init__(url, stack, "shop")
         self.stack = stack
         self.session = stack.enter_context(open_session(url, "pgleader test", unresponsive_after=5))
-        Schema(self.session).ensure()
 
     def ledger(self, term: Term) -> Ledger:
         """Open a leader's ledger."""
@@ -264,10 +263,10 @@ def test_a_role_that_was_granted_nothing_new_may_go_on(scraped: Scraped, databas
         scraped.session.execute(sql.SQL("drop role {}").format(role))
 
 
-def test_without_a_schema(database: str) -> None:
+def test_without_a_schema(empty_database: str) -> None:
     """What can be told without is."""
-    with open_session(database, "pgleader test", unresponsive_after=5) as session:
-        found = exposition("shop", facts(Config(database_url=database, election="shop"), session)).decode()
+    with open_session(empty_database, "pgleader test", unresponsive_after=5) as session:
+        found = exposition("shop", facts(Config(database_url=empty_database, election="shop"), session)).decode()
     assert 'pgleader_up{election="shop"} 1.0' in found
     assert "pgleader_entries{" not in found
     away = exposition("shop", None).decode()

@@ -13,7 +13,6 @@ import pytest
 
 from celery_pgleader.config import Config
 from celery_pgleader.postgres import open_session
-from celery_pgleader.store import Schema
 from celery_pgleader.store.runs import Runs, entry_key, run_key, task_key
 from tests.support.eventually import eventually
 
@@ -25,9 +24,8 @@ TASK_ID = "91b70b16-ecec-5c5f-be5b-2ffb62fe860d"
 
 @pytest.fixture
 def root(database: str) -> Iterator[psycopg.Connection[Any]]:
-    """Give a connection to the database, with the schema in it."""
+    """Give a connection to the database."""
     with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
         yield session
 
 

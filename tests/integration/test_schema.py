@@ -34,9 +34,9 @@ UP_TO_DATE = "the schema pgleader is up to date\n"
 
 
 @pytest.fixture
-def session(database: str) -> Iterator[Session]:
+def session(empty_database: str) -> Iterator[Session]:
     """Give a session of the superuser."""
-    with open_session(database, "test", unresponsive_after=5) as opened:
+    with open_session(empty_database, "test", unresponsive_after=5) as opened:
         yield opened
 
 
@@ -51,9 +51,9 @@ def plain_role(session: Session) -> Iterator[str]:
 
 
 @pytest.fixture
-def plain_url(database: str, plain_role: str) -> str:
+def plain_url(empty_database: str, plain_role: str) -> str:
     """Give the URL with which that role connects."""
-    return make_conninfo(database, user=plain_role)
+    return make_conninfo(empty_database, user=plain_role)
 
 
 def ensure(url: str) -> None:
@@ -129,14 +129,14 @@ def test_a_step_that_came_later_is_applied(session: Session, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
-def test_ten_sessions_at_once(database: str, session: Session, isolation: str) -> None:
+def test_ten_sessions_at_once(empty_database: str, session: Session, isolation: str) -> None:
     """All of them find it applied, and none fails. They are made to meet: each waits for the same lock."""
     dba_runs(session, f"alter database {name_of(session)} set default_transaction_isolation = '{isolation}'")
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            ensure(database)
+            ensure(empty_database)
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             errors.append(error)
 
@@ -278,10 +278,10 @@ def test_the_script_can_be_run_where_the_schema_was_made_by_hand(session: Sessio
 
 
 @pytest.fixture
-def migrate(database: str) -> Callable[..., Result]:
+def migrate(empty_database: str) -> Callable[..., Result]:
     """Run `celery pgleader migrate`, by default as the superuser."""
 
-    def run(*options: str, url: str = database) -> Result:
+    def run(*options: str, url: str = empty_database) -> Result:
         app = Celery("shop", set_as_current=False)
         app.conf.update(pgleader_database_url=url)
         return CliRunner().invoke(pgleader, ["migrate", *options], obj=SimpleNamespace(app=app))

@@ -28,14 +28,14 @@ Role = Callable[..., str]
 
 
 @pytest.fixture
-def root(database: str) -> Iterator[psycopg.Connection[Any]]:
+def root(empty_database: str) -> Iterator[psycopg.Connection[Any]]:
     """Give a connection of the superuser."""
-    with psycopg.connect(database, autocommit=True) as connection:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
-def role(root: psycopg.Connection[Any], database: str) -> Iterator[Role]:
+def role(root: psycopg.Connection[Any], empty_database: str) -> Iterator[Role]:
     """Make roles with certain rights; return the URL with which each connects."""
     made: list[sql.Identifier] = []
 
@@ -45,7 +45,7 @@ def role(root: psycopg.Connection[Any], database: str) -> Iterator[Role]:
         root.execute(sql.SQL("create role {} login").format(made[-1]))
         for statement in statements:
             root.execute(sql.SQL(statement).format(role=made[-1], database=sql.Identifier(root.info.dbname)))
-        return make_conninfo(database, user=name)
+        return make_conninfo(empty_database, user=name)
 
     yield make
     for identifier in made:

@@ -55,11 +55,9 @@ def change(server: EmbeddedPostgres, *statements: str) -> None:
 
 
 @pytest.fixture
-def parent(
-    bin_dir: Path | None, postgres: EmbeddedPostgres
-) -> Iterator[tuple[subprocess.Popen[str], list[Path], list[psutil.Process]]]:
+def parent(bin_dir: Path) -> Iterator[tuple[subprocess.Popen[str], list[Path], list[psutil.Process]]]:
     """Give a process with servers of its own, their folders, and their processes."""
-    command = [sys.executable, "-c", PARENT, str(postgres.bin_dir)]
+    command = [sys.executable, "-c", PARENT, str(bin_dir)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -97,20 +95,35 @@ def test_postgres_keeps_what_was_committed_across_a_crash(own_postgres: Embedded
         assert ask(own_postgres, "select count(*) from kept") == number
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killed_postgres_leaves_no_shared_memory(own_postgres: EmbeddedPostgres) -> None:
+    """Neither of the kind that has a number, nor of the kind that has a name."""
+    segment = (own_postgres.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()[1]
+    assert segment in shared_segments()
+    assert ask(own_postgres, "show dynamic_shared_memory_type") == "mmap", "files in its folder"
+    own_postgres.kill()
+    assert segment not in shared_segments()
+
+
+def shared_segments() -> list[str]:
+    """Return the numbers of all segments of shared memory."""
+    return [line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+
+
 def test_postgres_listens_on_the_loopback_address_only(postgres: EmbeddedPostgres) -> None:
     """And on no socket in the file system."""
     assert ask(postgres, "show listen_addresses") == "127.0.0.1"
     assert ask(postgres, "show unix_socket_directories") == ""
 
 
-def test_postgres_takes_settings(bin_dir: Path | None) -> None:
+def test_postgres_takes_settings(bin_dir: Path) -> None:
     """Also those that we set."""
     with EmbeddedPostgres(bin_dir, {"max_connections": "7", "fsync": "on"}) as server:
         assert ask(server, "show max_connections") == "7"
         assert ask(server, "show fsync") == "on"
 
 
-def test_a_server_that_cannot_start_says_why(bin_dir: Path | None) -> None:
+def test_a_server_that_cannot_start_says_why(bin_dir: Path) -> None:
     """In the words of its log, and leaves nothing behind."""
     server = EmbeddedPostgres(bin_dir, {"max_connections": "none"})
     with pytest.raises(ServerFailed, match="max_connections"), server:
@@ -209,4 +222,12 @@ def test_postgres_runs_as_somebody_else_if_this_is_root(postgres: EmbeddedPostgr
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return those that still run."""
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if runs(process)]
+
+
+def runs(process: psutil.Process) -> bool:
+    """Tell whether a process runs; it may end between two looks at it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

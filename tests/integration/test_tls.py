@@ -57,9 +57,9 @@ class Secured:
         return self.write("pgpass", f"127.0.0.1:{self.server.port}:*:shop:{escaped}\n")
 
 
-def tls_programs(bin_dir: Path | None) -> Path:
+def tls_programs(given: Path | None) -> Path:
     """Return the programs of a Postgres that speaks TLS, as the wheel's does not."""
-    candidates = [bin_dir] if bin_dir else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    candidates = [given] if given else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     for folder in reversed(candidates):
         linked = subprocess.run(["ldd", folder / "postgres"], capture_output=True, text=True, check=False).stdout
         if "libssl" in linked:
@@ -69,9 +69,9 @@ def tls_programs(bin_dir: Path | None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def secured(bin_dir: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """Give such a server."""
-    programs = tls_programs(bin_dir)
+    programs = tls_programs(pytestconfig.getoption("--pg-bin"))
     folder = tmp_path_factory.mktemp("tls")
     with EmbeddedPostgres(programs) as server:
         data = server.folder / "data"

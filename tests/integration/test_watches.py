@@ -14,36 +14,27 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 
 from celery_pgleader import ConfigurationError
-from celery_pgleader.cli import database
+from celery_pgleader.cli import database as asking
 from celery_pgleader.cli.plugin import pgleader
 from celery_pgleader.notifications import watches
 from celery_pgleader.notifications.watches import Watch
-from celery_pgleader.postgres import open_session
-from celery_pgleader.store import Schema, schema
+from celery_pgleader.store import schema
 
 Connection = psycopg.Connection[Any]
 
 
 @pytest.fixture
-def migrated(database: str) -> str:
-    """Give a database with the schema."""
-    with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
-    return database
-
-
-@pytest.fixture
-def db(migrated: str) -> Iterator[Connection]:
-    """Give a connection to it."""
-    with psycopg.connect(migrated, autocommit=True) as connection:
+def db(database: str) -> Iterator[Connection]:
+    """Give a connection to the database."""
+    with psycopg.connect(database, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
-def celery(migrated: str) -> Callable[..., Result]:
+def celery(database: str) -> Callable[..., Result]:
     """Run `celery pgleader ...`."""
 
-    def run(*words: str, url: str = migrated) -> Result:
+    def run(*words: str, url: str = database) -> Result:
         app = Celery("shop", set_as_current=False)
         app.conf.update(pgleader_database_url=url)
         return CliRunner().invoke(pgleader, list(words), obj=SimpleNamespace(app=app))
@@ -451,7 +442,7 @@ def test_a_database_that_does_not_answer(
     celery: Callable[..., Result], db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Is given up, and is as one that is away."""
-    monkeypatch.setattr(database, "PATIENCE", 0.3)
+    monkeypatch.setattr(asking, "PATIENCE", 0.3)
     with db.transaction():
         db.execute("lock table pgleader.elections")
         result = celery("status")
