@@ -55,8 +55,8 @@ def test_changes_of_leadership_are_recorded(pgleader: FakeNode, db: MagicMock) -
     assert recorded(db) == [("gained", "leadership"), ("lost", "leadership")]
 
 
-def test_an_order_is_confirmed(pgleader: FakeNode, db: MagicMock) -> None:
-    """By the task of its notification."""
+def test_order_is_confirmed_by_the_task_of_its_notification(pgleader: FakeNode, db: MagicMock) -> None:
+    """In the database."""
     pgleader.dispatch("orders", {"id": 42, "item": "tea", "price": 4.5}, key="tea")
     update, parameters = db.execute.call_args_list[0].args
     assert update.startswith("update orders set confirmed_at")
@@ -64,15 +64,15 @@ def test_an_order_is_confirmed(pgleader: FakeNode, db: MagicMock) -> None:
     assert recorded(db) == [("order", "42")]
 
 
-def test_the_report_is_of_its_slot(pgleader: FakeNode, db: MagicMock) -> None:
-    """And is made once for each."""
+def test_report_runs_once_for_its_slot(pgleader: FakeNode, db: MagicMock) -> None:
+    """It knows which one that is."""
     db.execute.return_value.fetchone.return_value = (3, 12)
     assert pgleader.publish("report", at=NOON).get() == "3 orders, 12 in all"
     assert pgleader.publish("report", at=NOON).state == "IGNORED"
     assert recorded(db) == [("tick", str(NOON.timestamp()))]
 
 
-def test_an_order_and_its_notification_are_written_together(pgleader: FakeNode, db: MagicMock) -> None:
+def test_order_and_its_notification_are_written_together(pgleader: FakeNode, db: MagicMock) -> None:
     """In one transaction, and in order within the item."""
     db.execute.return_value.fetchone.return_value = (42,)
     customers.place_order(db)

@@ -39,8 +39,8 @@ def run(command: str, environment: dict[str, str]) -> int:
     return subprocess.run(["sh", "-c", command], cwd=REPOSITORY, env=env, capture_output=True, check=False).returncode
 
 
-def test_the_services() -> None:
-    """Three workers that are told apart, with files that are there."""
+def test_three_workers_are_told_apart() -> None:
+    """And the files of all services are there."""
     assert len({SERVICES[name]["hostname"] for name in WORKERS}) == len(WORKERS) == 3
     for service in SERVICES.values():
         if "build" in service:
@@ -51,21 +51,21 @@ def test_the_services() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if "command" in SERVICES[name] and name != "dashboard"])
-def test_the_commands(name: str) -> None:
-    """Are there, with these options."""
+def test_commands_and_their_options_exist(name: str) -> None:
+    """Those of the workers start with `--pgleader`."""
     words = shlex.split(SERVICES[name]["command"])
     check_program(words)
     if name in WORKERS:
         assert words[:5] == ["celery", "-A", "example_app.shop", "worker", "--pgleader"]
 
 
-def test_the_command_of_the_dashboard() -> None:
-    """Is there, with these options."""
+def test_command_of_the_dashboard_and_its_options_exist() -> None:
+    """It takes the extra to run it."""
     check_program(shlex.split(SERVICES["dashboard"]["command"]))
 
 
-def test_the_health_check_of_a_worker(tmp_path: Path, database: str, valkey: str) -> None:
-    """Passes while the worker takes part, and fails when it has gone."""
+def test_health_check_fails_when_the_worker_has_gone(tmp_path: Path, database: str, valkey: str) -> None:
+    """And passes while it takes part."""
     environment = {"SHOP_DATABASE_URL": database, "SHOP_BROKER_URL": valkey}
     (check,) = {SERVICES[name]["healthcheck"]["test"] for name in WORKERS}
     assert run(check, environment) != 0
@@ -80,8 +80,8 @@ def test_the_health_check_of_a_worker(tmp_path: Path, database: str, valkey: str
     eventually(lambda: run(check, environment) != 0, timeout=PATIENCE)
 
 
-def test_the_health_check_of_postgres(postgres: EmbeddedPostgres, database: str) -> None:
-    """Passes with a server on that port, and fails without."""
+def test_health_check_fails_without_postgres(postgres: EmbeddedPostgres, database: str) -> None:
+    """And passes with a server on that port."""
     program = postgres.bin_dir / "pg_isready"
     if not program.exists():
         missing("pg_isready")
@@ -91,8 +91,8 @@ def test_the_health_check_of_postgres(postgres: EmbeddedPostgres, database: str)
     assert run(check, {"PATH": path, "PGPORT": "1"}) != 0
 
 
-def test_the_health_check_of_rabbitmq(shared_rabbitmq: RabbitMQ) -> None:
-    """Passes with a node, and fails without."""
+def test_health_check_fails_without_rabbitmq(shared_rabbitmq: RabbitMQ) -> None:
+    """And passes with a node."""
     program, *words = shlex.split(SERVICES["rabbitmq"]["healthcheck"]["test"])
     assert program == "rabbitmq-diagnostics"
     assert shared_rabbitmq.diagnose(*words) == 0

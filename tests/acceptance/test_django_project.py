@@ -14,6 +14,8 @@ from psycopg.conninfo import conninfo_to_dict
 from celery_pgleader.postgres import open_session
 from celery_pgleader.store import Schema
 from celery_pgleader.store.schema import LOCK_CLASSID, migrations
+from example_app.servers import EmbeddedPostgres
+from tests.fixtures.servers import copied
 from tests.support import django_project
 from tests.support.dashboard import serving
 from tests.support.django_project import PAGE, DjangoProject
@@ -57,13 +59,13 @@ class Router:
 
 
 @pytest.fixture
-def project(tmp_path: Path, database: str) -> DjangoProject:
+def project(tmp_path: Path, empty_database: str) -> DjangoProject:
     """Give a project with one database, in which there is nothing yet."""
-    return DjangoProject(tmp_path, database, "memory://", PAGE["settings"])
+    return DjangoProject(tmp_path, empty_database, "memory://", PAGE["settings"])
 
 
-def test_the_dashboard(project: DjangoProject) -> None:
-    """It knows where the ledger is as the workers do."""
+def test_dashboard_finds_the_ledger_as_the_workers_do(project: DjangoProject) -> None:
+    """By the project's settings."""
     project.shell(PAGE["migrate"])
     with serving("shop", project.environment, project.folder) as dashboard:
         assert "nobody has led yet" in dashboard.get("/")
@@ -71,14 +73,10 @@ def test_the_dashboard(project: DjangoProject) -> None:
 
 
 @pytest.fixture
-def second(database: str) -> Iterator[str]:
+def second(postgres: EmbeddedPostgres) -> Iterator[str]:
     """Give the name of another database."""
-    name = str(conninfo_to_dict(database)["dbname"]) + "_ledger"
-    with psycopg.connect(database, autocommit=True) as db:
-        db.execute(f"create database {name}".encode())
-    yield name
-    with psycopg.connect(database, autocommit=True) as db:
-        db.execute(f"drop database {name} with (force)".encode())
+    with copied(postgres, "template1") as url:
+        yield str(conninfo_to_dict(url)["dbname"])
 
 
 def versions(project: DjangoProject, database: str | None = None) -> list[int]:
@@ -92,9 +90,9 @@ def test_every_example_of_the_page_is_run() -> None:
     assert [name for name in PAGE if f'PAGE["{name}"]' not in text] == []
 
 
-def test_a_project_with_django_celery_beat(tmp_path: Path, database: str, valkey: str) -> None:
-    """Its workers need no URL, its schedule is published, and the admin shows what became of it and changes nothing."""
-    project = DjangoProject(tmp_path, database, valkey, PAGE["settings"])
+def test_project_with_django_celery_beat_needs_no_url(tmp_path: Path, empty_database: str, valkey: str) -> None:
+    """Its schedule is published, and the admin shows what became of it and changes nothing."""
+    project = DjangoProject(tmp_path, empty_database, valkey, PAGE["settings"])
     project.shell(PAGE["migrate"])
     project.python(ADD_ENTRY)
     log = tmp_path / "worker.log"
@@ -110,7 +108,7 @@ def test_a_project_with_django_celery_beat(tmp_path: Path, database: str, valkey
     finally:
         worker.terminate()
         worker.wait()
-    with psycopg.connect(database) as db:
+    with psycopg.connect(empty_database) as db:
         db.execute("select pgleader.notify('orders', '{\"item\": \"jam\"}', 'jam')")
     index, election, term, entry, slot, notification, dead_letter, *rest = project.python(SHOW_PAGES).splitlines()
     assert index == "200"
@@ -125,7 +123,7 @@ def test_a_project_with_django_celery_beat(tmp_path: Path, database: str, valkey
     assert rest == ["200 True", "403 403", "302"]
 
 
-def test_a_ledger_in_another_database(project: DjangoProject, second: str) -> None:
+def test_ledger_can_be_in_another_database(project: DjangoProject, second: str) -> None:
     """The schema, the commands and the models go by the alias, and the other database has none of it."""
     project.add_settings(PAGE["second"].replace('"NAME": "ledger"', f'"NAME": "{second}"'))
     project.shell(PAGE["second-migrate"])
@@ -137,7 +135,7 @@ def test_a_ledger_in_another_database(project: DjangoProject, second: str) -> No
     assert project.python(models) == "{'id': 1}\n"
 
 
-def test_each_step_is_a_migration_of_django(project: DjangoProject) -> None:
+def test_each_step_of_the_schema_is_a_migration_of_django(project: DjangoProject) -> None:
     """It is shown as such, and Django does not offer to make others."""
     shown = project.shell("python manage.py showmigrations pgleader").split()
     assert [word for word in shown if word[0].isdigit()] == STEPS
@@ -149,8 +147,8 @@ def test_each_step_is_a_migration_of_django(project: DjangoProject) -> None:
     project.shell("python manage.py check --fail-level WARNING")
 
 
-def test_it_does_not_matter_who_migrates(project: DjangoProject) -> None:
-    """What workers or the command have done is not done again, also if they do it at that moment."""
+def test_schema_is_made_once_whether_django_or_a_worker_makes_it(project: DjangoProject) -> None:
+    """Also if both do it at the same moment."""
     with open_session(project.database, "test", unresponsive_after=30) as other:
         other.execute("select pg_advisory_lock(%(classid)s::int, 0)", {"classid": LOCK_CLASSID})
         command = [sys.executable, "manage.py", "migrate", "pgleader"]
@@ -165,8 +163,8 @@ def test_it_does_not_matter_who_migrates(project: DjangoProject) -> None:
     assert "up to date" in project.shell("celery -A shop pgleader migrate")
 
 
-def test_where_the_schema_is_not_made(project: DjangoProject) -> None:
-    """Where a router forbids it, and in what is not Postgres."""
+def test_schema_is_not_made_where_a_router_forbids_it(project: DjangoProject) -> None:
+    """Nor in a database that is not Postgres."""
     (project.folder / "routers.py").write_text(NOT_THERE)
     project.add_settings('DATABASE_ROUTERS = ["routers.Router"]')
     project.shell("python manage.py migrate -v 0 pgleader")
@@ -176,7 +174,7 @@ def test_where_the_schema_is_not_made(project: DjangoProject) -> None:
     project.shell("python manage.py migrate -v 0")
 
 
-def test_a_test_database_has_the_schema(project: DjangoProject) -> None:
+def test_test_database_of_django_has_the_schema(project: DjangoProject) -> None:
     """So that a test sees what was sent."""
     (project.folder / "tests.py").write_text(PAGE["test"])
     assert "Ran 1 test" in project.shell("python manage.py test 2>&1")

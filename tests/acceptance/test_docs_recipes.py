@@ -15,8 +15,6 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from celery_pgleader.postgres import open_session
-from celery_pgleader.store import Schema
 from tests.support.eventually import eventually
 from tests.support.pages import BLOCK
 
@@ -207,8 +205,6 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, database: str) -> Project:
     """Give a project whose database has the schema."""
-    with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
     return Project(tmp_path, database)
 
 
@@ -226,7 +222,7 @@ def code_of(name: str) -> str:
     return blocks()[name][1]
 
 
-def test_every_example_is_run() -> None:
+def test_every_example_of_the_page_is_run() -> None:
     """Each block of code has a name, and each name a test."""
     names = [found["name"] for found in BLOCK.finditer(PAGE.read_text()) if found["language"] != "json"]
     assert names
@@ -236,8 +232,8 @@ def test_every_example_is_run() -> None:
     assert set(names) == tested
 
 
-def test_routes_and_all_ways_to_send(project: Project, valkey: str) -> None:
-    """A worker with the page's routes runs the tasks of what is sent in each of the page's ways."""
+def test_worker_with_the_routes_runs_what_is_sent_in_each_way(project: Project, valkey: str) -> None:
+    """The routes and the ways are the page's."""
     project.write(
         APP, code_of("routes"), code_of("beside"), code_of("headers"), code_of("task").replace("on_order", "confirm")
     )
@@ -293,8 +289,8 @@ def test_routes_and_all_ways_to_send(project: Project, valkey: str) -> None:
         worker.wait()
 
 
-def test_rights_to_send(project: Project, role: str) -> None:
-    """With those two a role can send, and not read; without either it cannot."""
+def test_role_with_the_rights_can_send_and_not_read(project: Project, role: str) -> None:
+    """Without either of the two rights it cannot send."""
     project.execute(f"create role {role} login")
     send = code_of("sql")
     for grant in code_of("rights").replace("web", role).splitlines():
@@ -307,8 +303,8 @@ def test_rights_to_send(project: Project, role: str) -> None:
     assert project.rows(SENT) == [("orders", "tea", {"id": 42})]
 
 
-def test_dead_letters(project: Project) -> None:
-    """They are listed, sent again and thrown away."""
+def test_dead_letters_are_listed_sent_again_and_thrown_away(project: Project) -> None:
+    """By the page's commands."""
     dead = "insert into pgleader.dead_letters (id, uid, channel, payload, sent_at, attempts, error)"
     project.execute(
         f"{dead} select n, gen_random_uuid(), case when n < 20 then 'orders' else 'stock' end, '{{}}', now(), 5, 'no'"
@@ -326,8 +322,8 @@ def test_dead_letters(project: Project) -> None:
     assert project.rows("select 1 from pgleader.dead_letters") == []
 
 
-def test_watch_and_unwatch(project: Project) -> None:
-    """A watch sends what the page shows, for what the page says, and sends no more when it has ended."""
+def test_watch_sends_what_the_page_shows_until_it_ends(project: Project) -> None:
+    """For what the page says, and for nothing else."""
     project.shell(code_of("watch"))
     project.execute(
         "insert into orders (id, item, total) overriding system value values (42, 'tea', 90)",
@@ -344,8 +340,8 @@ def test_watch_and_unwatch(project: Project) -> None:
     assert len(project.rows(SENT)) == 1
 
 
-def test_watch_of_statements(project: Project) -> None:
-    """One notification for each statement that changes rows."""
+def test_watch_of_statements_sends_one_notification_for_each(project: Project) -> None:
+    """If it changes rows."""
     project.shell("celery -A proj pgleader watch orders --channel orders --per statement --columns item")
     project.execute(
         "insert into orders (item) values ('tea'), ('jam')",
@@ -363,8 +359,8 @@ def test_watch_of_statements(project: Project) -> None:
     assert sent[1][2]["rows"] == [{"key": {"id": 2}, "new": {"item": "coffee"}, "old": {"item": "jam"}}]
 
 
-def test_rights_to_watch(project: Project, role: str) -> None:
-    """The table's owner can set a watch up with those; who writes to the table needs none of them."""
+def test_owner_with_the_rights_can_watch_a_table(project: Project, role: str) -> None:
+    """A role that writes to the table needs none of them."""
     project.execute(f"create role {role} login", f"alter table orders owner to {role}")
     project.execute(code_of("watch-rights").replace("shop_owner", role))
     project.shell(code_of("watch"), role=role)
@@ -379,8 +375,8 @@ def test_rights_to_watch(project: Project, role: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["session", "role", "url"])
-def test_without_notify(project: Project, role: str, how: str) -> None:
-    """Nobody is woken, whichever way that was asked for."""
+def test_nobody_is_woken_where_notify_is_off(project: Project, role: str, how: str) -> None:
+    """Whichever way that was asked for."""
     project.execute(f"create role {role} login superuser")
     in_session, for_role = code_of("wake").replace("importer", role).splitlines()
     url = make_conninfo(project.database, user=role)
@@ -404,8 +400,8 @@ def test_without_notify(project: Project, role: str, how: str) -> None:
     assert len(project.rows(SENT)) == 1
 
 
-def test_outbox_in_a_trigger(project: Project) -> None:
-    """With the insert, and only with it."""
+def test_trigger_sends_with_the_insert(project: Project) -> None:
+    """And only if that is committed."""
     project.execute(code_of("trigger"))
     project.execute(
         "insert into orders (item) values ('tea')", "begin; insert into orders (item) values ('x'); rollback"
@@ -413,21 +409,21 @@ def test_outbox_in_a_trigger(project: Project) -> None:
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
 
 
-def test_outbox_with_django(project: Project) -> None:
-    """With the transaction, and only with it."""
+def test_django_sends_with_the_transaction(project: Project) -> None:
+    """And only if that is committed."""
     project.python(DJANGO, code_of("django"), DJANGO_CALLS)
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
     assert project.rows("select item from orders") == [("tea",)]
 
 
-def test_outbox_with_sqlalchemy(project: Project) -> None:
-    """With the session, and only with it."""
+def test_sqlalchemy_sends_with_the_session(project: Project) -> None:
+    """And only if that is committed."""
     project.python(SQLALCHEMY, code_of("sqlalchemy"), SQLALCHEMY_CALLS)
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
     assert project.rows("select item from orders") == [("tea",)]
 
 
-def test_outbox_with_an_async_session(project: Project) -> None:
-    """The same."""
+def test_async_session_of_sqlalchemy_sends_when_it_commits(project: Project) -> None:
+    """As a session that is not."""
     project.python(SQLALCHEMY, code_of("sqlalchemy-async"), ASYNC_CALLS)
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]

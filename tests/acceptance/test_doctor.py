@@ -16,7 +16,7 @@ from tests.support.eventually import eventually
 PATIENCE = 60.0
 
 
-def test_the_example_app_is_in_good_health(tmp_path: Path, database: str, valkey: str) -> None:
+def test_doctor_finds_nothing_wrong_with_the_example_app(tmp_path: Path, database: str, valkey: str) -> None:
     """Before its workers are started, and when they run."""
     environment = {"SHOP_DATABASE_URL": database, "SHOP_BROKER_URL": valkey}
 

@@ -112,11 +112,10 @@ def taken_ports() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("taken_ports")
-def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> None:
-    """It kills leaders, work goes on, and the figures are complete; also while the usual ports are taken."""
+def test_demo_kills_leaders_and_work_goes_on(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> None:
+    """And the figures are complete; also while the usual ports are taken."""
     summary_file = tmp_path / "summary.json"
-    demo = start_demo("--seconds", "20", "--json", str(summary_file))
-    eventually(lambda: demo.output, timeout=5)
+    demo = start_demo("--seconds", "12", "--json", str(summary_file))
 
     assert demo.process.wait(150) == 0, demo.output
     assert "The leader changed, and work went on." in demo.output
@@ -126,7 +125,7 @@ def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> Non
     summary = json.loads(summary_file.read_text())
     assert set(summary) == {"workers", "seconds", "failovers", "ticks", "notifications", "leader_only"}
     assert summary["workers"] == 3
-    assert summary["seconds"] == pytest.approx(20, abs=3)
+    assert summary["seconds"] >= 12
 
     assert summary["failovers"]
     for failover in summary["failovers"]:
@@ -137,7 +136,7 @@ def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> Non
 
     ticks = summary["ticks"]
     assert set(ticks) == {"expected", "published", "ran", "duplicates", "missed"}
-    assert ticks["expected"] >= 8
+    assert ticks["expected"] >= 4
     assert ticks["published"] > 0
 
     orders = summary["notifications"]
@@ -151,8 +150,8 @@ def test_the_demo(start_demo: Callable[..., DemoProcess], tmp_path: Path) -> Non
     assert leader_only["ran_off_leader"] == 0
 
 
-def test_the_dashboard_of_the_demo(start_demo: Callable[..., DemoProcess]) -> None:
-    """Its address is printed, and the failovers are seen on it."""
+def test_failovers_are_seen_on_the_dashboard_of_the_demo(start_demo: Callable[..., DemoProcess]) -> None:
+    """Its address is printed; a TERM ends it, and leaves no process behind."""
     demo = start_demo("--seconds", "120", "--dashboard")
     eventually(lambda: "the dashboard: http://" in demo.output, timeout=60)
     address = demo.output.partition("the dashboard: ")[2].split()[0]
@@ -170,12 +169,25 @@ def test_the_dashboard_of_the_demo(start_demo: Callable[..., DemoProcess]) -> No
     assert demo.left_over() == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "TERM", "kill -9"])
-@pytest.mark.parametrize("moment", ["starting", "started 3 workers", "the shop opens"])
-def test_an_interrupt_leaves_no_process_behind(
-    start_demo: Callable[..., DemoProcess], how: signal.Signals, moment: str
+MOMENTS = ("starting", "started 3 workers", "the shop opens")
+WAYS = {"Ctrl-C": signal.SIGINT, "TERM": signal.SIGTERM, "kill -9": signal.SIGKILL}
+# Each moment and each way, and the worst case; the others take as long, and are alike.
+USUAL = {("starting", "kill -9"), ("started 3 workers", "Ctrl-C"), ("the shop opens", "kill -9")}
+
+
+@pytest.mark.parametrize(
+    ("moment", "way"),
+    [
+        pytest.param(moment, way, marks=() if (moment, way) in USUAL else pytest.mark.long)
+        for moment in MOMENTS
+        for way in WAYS
+    ],
+)
+def test_demo_that_is_ended_leaves_no_process_behind(
+    start_demo: Callable[..., DemoProcess], moment: str, way: str
 ) -> None:
-    """Whenever and however the demo is ended, all that it has started ends with it."""
+    """Whenever and however it is ended."""
+    how = WAYS[way]
     demo = start_demo("--seconds", "60")
     eventually(lambda: moment in demo.output, timeout=90)
     demo.remember_processes()
@@ -189,10 +201,12 @@ def test_an_interrupt_leaves_no_process_behind(
 
 
 @pytest.mark.parametrize("arguments", [("--seconds", "3"), ("--workers", "1"), ("--seconds", "soon")])
-def test_refusals(start_demo: Callable[..., DemoProcess], arguments: tuple[str, str]) -> None:
-    """What cannot work is refused at once, and named."""
+def test_arguments_that_cannot_work_are_refused(
+    start_demo: Callable[..., DemoProcess], arguments: tuple[str, str]
+) -> None:
+    """At once, and they are named."""
     demo = start_demo(*arguments)
-    assert demo.process.wait(30) == 2
+    assert demo.process.wait(60) == 2
     assert f"argument {arguments[0]}" in demo.output or f"error: {arguments[0]}" in demo.output
 
 
@@ -219,32 +233,34 @@ def fact(kind: str = "tick", **values: object) -> Fact:
         pytest.param([], [], 108.5, Ticks(0, 0, 0, 0, 0), id="without any there is nothing to count"),
     ],
 )
-def test_how_ticks_are_counted(slots: list[float], runs: list[float], closed_at: float, expected: Ticks) -> None:
-    """By the ledger, and by the runs of its slots."""
+def test_ticks_are_counted_by_the_ledger_and_by_runs(
+    slots: list[float], runs: list[float], closed_at: float, expected: Ticks
+) -> None:
+    """Of each slot one."""
     rows = [SlotRow(at, "published") for at in slots]
     assert count_ticks(rows, [fact(key=str(at)) for at in runs], 2.0, closed_at) == expected
 
 
-def test_a_slot_that_was_not_published_is_missed() -> None:
+def test_slot_that_was_not_published_is_missed() -> None:
     """Whatever the reason."""
     rows = [SlotRow(100.0, "published"), SlotRow(102.0, "skipped")]
     assert count_ticks(rows, [fact(key="100.0")], 2.0, closed_at=102.5).missed == 1
 
 
-def test_how_orders_are_counted() -> None:
-    """Those that were never handled are lost, and a second run of one is a duplicate."""
+def test_orders_that_were_never_handled_are_lost() -> None:
+    """And a second run of one is a duplicate."""
     orders = count_notifications([fact("order", key=key) for key in ("1", "2", "2")], sent=4)
     assert (orders.handled, orders.duplicates, orders.lost) == (2, 1, 2)
 
 
-def test_how_leader_only_tasks_are_counted() -> None:
+def test_run_beside_the_lock_is_off_the_leader() -> None:
     """A run is off the leader when another node holds the lock at that moment, or none does."""
     runs = [fact("restock", key=str(number), leader=leader) for number, leader in enumerate(["a", "b", None])]
     assert count_leader_only(runs, sent=3).ran_off_leader == 2
 
 
-def test_how_the_first_tick_is_found() -> None:
-    """It is the first that another process sent after the fault; what the old leader had sent proves nothing."""
+def test_first_tick_is_that_of_another_process() -> None:
+    """The first after the fault; what the old leader had sent proves nothing."""
     fault = Fault("kill -9", "a", pid=1, at=10.0, lock_ms=5.0)
     runs = [fact(sent_at=9.9, sent_by=1, at=10.1), fact(sent_at=11.0, sent_by=2, at=11.25)]
     assert judge(fault, runs).first_tick_ms == 1250.0

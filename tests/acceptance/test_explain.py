@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from tests.support.eventually import eventually
 from tests.support.operating import Operator
 from tests.support.workers import PATIENCE, Workers
 
-APP = "tests.acceptance.timetable"
 ENTRIES: dict[str, dict[str, Any]] = {
     "fast": {"schedule": 1.0},
     # Longer than it takes to ask about one of their slots, and to start a worker.
@@ -31,12 +28,11 @@ def run_beside_no_slot(operator: Operator, entry: str) -> None:
     operator.say("run-now", entry)
 
 
-def test_explain_in_eight_situations(tmp_path: Path, database: str, valkey: str) -> None:
-    """Each is found out, and told in sentences that name the reason, the nodes and the policy."""
+def test_explain_finds_out_why_a_slot_was_or_was_not_run(tmp_path: Path, database: str, valkey: str) -> None:
+    """In eight situations, in sentences that name the reason, the nodes and the policy."""
     group = Workers(tmp_path, database, valkey, "threads")
-    entries = {name: {"task": "timetable.run", **entry} for name, entry in ENTRIES.items()}
-    group.environment["TIMETABLE"] = json.dumps({"beat_schedule": entries, "pgleader_schedule": POLICIES})
-    operator = Operator(group, database, APP)
+    group.plan(ENTRIES, POLICIES)
+    operator = Operator(group)
 
     def slot(entry: str, condition: str) -> datetime | None:
         rows = operator.query(f"select min(slot) from pgleader.slots where entry = %s and {condition}", entry)
@@ -58,7 +54,7 @@ def test_explain_in_eight_situations(tmp_path: Path, database: str, valkey: str)
         assert " ".join(operator.say("explain", entry, "--at", when).split()) == told["explanation"]
 
     try:
-        first = group.start("a", app=APP)
+        first = group.start("a")
         on_time = await_slot("fast", "state = 'published' and settled_at < slot + interval '0.5 s'")
         explain("fast", on_time, "published", "on time", "by a@test (term 1)", "as task ")
         explain("long", await_slot("long", "reason = 'overlap'"), "overlap", "overlap = skip")
@@ -72,13 +68,12 @@ def test_explain_in_eight_situations(tmp_path: Path, database: str, valkey: str)
         published = "select count(*) from pgleader.slots where entry = 'strict' and state = 'published'"
         before = operator.query(published)
         eventually(lambda: operator.query(published) > before, timeout=PATIENCE)
-        first.send(signal.SIGKILL)
-        first.wait()
+        first.kill()
         overdue = "select next_slot from pgleader.entries where entry = 'rare' and next_slot < now() - interval '1.5 s'"
         eventually(lambda: operator.query(overdue), timeout=PATIENCE)
         ((due,),) = operator.query(overdue)
         explain("rare", due, "no leader", "nobody leads: a@test led last (term 1), was lost", "misfire = coalesce")
-        second = group.start("b", app=APP)
+        second = group.start("b")
         group.await_fact("gained", node=second.node)
         explain("rare", await_slot("rare", "term = 2 and state = 'published'"), "published late", *failover())
         coalesced = await_slot("fast", "reason = 'coalesced'")

@@ -15,7 +15,7 @@ from tests.support.workers import PATIENCE, Workers
 SLOTS = "select slot, through, slots from pgleader.slots where entry = 'tick' order by slot"
 
 
-def test_workers_follow_the_primary(
+def test_workers_follow_the_promoted_standby(
     own_postgres: EmbeddedPostgres, bin_dir: Path | None, valkey: str, tmp_path: Path
 ) -> None:
     """With several hosts in the URL: no slot is missing, no notification is lost, and no worker dies."""
@@ -25,8 +25,7 @@ def test_workers_follow_the_primary(
         url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
         workers = Workers(tmp_path, url, valkey)
         try:
-            for name in "ab":
-                workers.start(name)
+            workers.start_all("ab")
             workers.await_fact("tick", more_than=1)
             for number in range(20):
                 with psycopg.connect(url) as connection:
@@ -36,8 +35,7 @@ def test_workers_follow_the_primary(
             before = len(workers.facts("tick"))
             workers.await_fact("tick", more_than=before + 2)
             eventually(lambda: {fact["order"] for fact in workers.facts("order")} == set(range(20)), timeout=PATIENCE)
-            with psycopg.connect(url) as connection:
-                rows = connection.execute(SLOTS).fetchall()
+            rows = workers.query(SLOTS)
             count = sum(slots for *_, slots in rows)
             assert (rows[-1][1] - rows[0][0]).total_seconds() == count - 1, rows
             terms = [fact["term"] for fact in workers.facts("gained")]

@@ -40,7 +40,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, database: str, valkey: 
 
 
 @pytest.mark.parametrize("guide", sorted(GUIDES.glob("*.md")), ids=lambda guide: guide.stem)
-def test_every_guide_is_followed_and_every_step_of_it(guide: Path) -> None:
+def test_every_step_of_every_guide_is_run(guide: Path) -> None:
     """By a test of its name, which runs each of its blocks that has a name; that for Node teams is with its kind."""
     tests = Path(__file__) if "platformatic" not in guide.stem else Path(__file__).with_name("test_interop_node.py")
     name = "test_" + guide.stem.replace("-", "_")

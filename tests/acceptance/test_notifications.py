@@ -123,7 +123,7 @@ def node_program(
 
 
 @pytest.mark.timeout(300)
-def test_what_node_sends_reaches_our_tasks(
+def test_notifications_from_node_reach_our_tasks(
     node_program: Callable[[str], NodeProgram], database: str, valkey: str, tmp_path: Path
 ) -> None:
     """Any JSON, unchanged; what is none is dropped."""
@@ -155,7 +155,7 @@ def test_what_node_sends_reaches_our_tasks(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("channel", ["orders", """it's "my" Channel, 50 %"""])
-def test_what_we_send_reaches_node(channel: str, node_program: Callable[[str], NodeProgram], database: str) -> None:
+def test_our_notifications_reach_node(channel: str, node_program: Callable[[str], NodeProgram], database: str) -> None:
     """Any JSON, unchanged."""
     program = node_program(channel)
     with psycopg.connect(database, autocommit=True) as connection:

@@ -12,10 +12,10 @@ from tests.support.pgbouncer import PgBouncer
 from tests.support.workers import Workers
 
 
-def test_mistake_10_a_worker_behind_a_pooler(
+def test_mistake_10_worker_behind_a_pooler_leads_in_session_mode_only(
     pooler: Callable[..., PgBouncer], database: str, valkey: str, tmp_path: Path
 ) -> None:
-    """In transaction mode it works but does not stand, and says what to do, once; in session mode it leads."""
+    """In transaction mode it works but does not stand, and says what to do, once."""
     bouncer = pooler("transaction")
     workers = Workers(tmp_path, database, valkey)
     workers.environment["PGLEADER_DATABASE_URL"] = bouncer.in_front_of(database)
@@ -24,7 +24,7 @@ def test_mistake_10_a_worker_behind_a_pooler(
         worker.await_line("through a pooler in session mode (PgBouncer: pool_mode = session)")
         workers.send("slow", 0)
         workers.await_fact("slow ended")
-        log = worker.log.read_text()
+        log = worker.logged()
         assert log.count("pgleader: no session with") == 1
         assert "Traceback" not in log
         assert not workers.seats()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -11,18 +10,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
-from example_app.servers import EmbeddedPostgres, EmbeddedValkey
+from example_app.servers import EmbeddedValkey
 from tests.support.eventually import eventually
-from tests.support.workers import PATIENCE, Worker, Workers
+from tests.support.operating import run_celery
+from tests.support.workers import APP, PATIENCE, Workers
 
-APP = "tests.acceptance.timetable"
+SLOTS = (
+    "select extract(epoch from slot)::float, state, reason, slots from pgleader.slots where entry = %s order by slot"
+)
 
 
 @pytest.fixture
@@ -34,14 +35,11 @@ def timetable(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]
         broker: str,
         entries: dict[str, Any],
         policies: dict[str, Any] | None = None,
-        pool: str = "prefork",
+        pool: str = "threads",
         **settings: Any,
     ) -> Workers:
         group = Workers(tmp_path, database, broker, pool)
-        schedule = {name: {"task": "timetable.run", **entry} for name, entry in entries.items()}
-        group.environment["TIMETABLE"] = json.dumps(
-            {"beat_schedule": schedule, "pgleader_schedule": policies or {}, **settings}
-        )
+        group.plan(entries, policies, **settings)
         groups.append(group)
         return group
 
@@ -50,37 +48,24 @@ def timetable(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]
         group.end()
 
 
-def slots(database: str, entry: str) -> list[tuple[float, str, str | None, int]]:
+def slots(group: Workers, entry: str) -> list[tuple[Any, ...]]:
     """Return an entry's slots in the ledger: when, the state, the reason, and how many."""
-    with psycopg.connect(database, autocommit=True) as connection:
-        if not (connection.execute("select to_regclass('pgleader.slots')").fetchone() or (None,))[0]:
-            return []
-        return connection.execute(
-            "select extract(epoch from slot)::float, state, reason, slots from pgleader.slots"
-            " where entry = %s order by slot",
-            [entry],
-        ).fetchall()
+    return group.query(SLOTS, entry)
 
 
-def published(database: str, entry: str) -> list[float]:
+def published(group: Workers, entry: str) -> list[float]:
     """Return when the slots of an entry that were published were due."""
-    return [at for at, state, _, _ in slots(database, entry) if state == "published"]
+    return [at for at, state, _, _ in slots(group, entry) if state == "published"]
 
 
-def await_published(database: str, entry: str, number: int) -> list[float]:
+def await_published(group: Workers, entry: str, number: int) -> list[float]:
     """Wait until so many slots of an entry were published."""
-    eventually(lambda: len(published(database, entry)) >= number, timeout=PATIENCE)
-    return published(database, entry)
-
-
-def other_than(group: Workers, leader: Worker) -> Worker:
-    """Return the one that does not lead."""
-    (other,) = [worker for worker in group.workers if worker is not leader]
-    return other
+    eventually(lambda: len(published(group, entry)) >= number, timeout=PATIENCE)
+    return published(group, entry)
 
 
 def crash(group: Workers, folder: Path, when: str) -> dict[str, Any]:
-    """Have whoever leads die at a point of its next publication; return what it was publishing."""
+    """Have the leader die at a point of its next publication; return what it was publishing."""
     began = len(group.facts(f"crashed {when}"))
     (folder / when).touch()
     died = group.await_fact(f"crashed {when}", more_than=began)
@@ -100,25 +85,22 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 """
 
 
-@pytest.mark.parametrize("scheduler", ["persistent", "django"])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_incident_10_killed_around_the_publication(
-    when: str, scheduler: str, timetable: Callable[..., Workers], valkey: str, database: str, tmp_path: Path
+@pytest.mark.parametrize(("when", "scheduler"), [("before", "django"), ("after", "persistent")])
+def test_incident_10_slot_of_a_leader_that_dies_while_it_publishes_runs_once(
+    when: str, scheduler: str, timetable: Callable[..., Workers], valkey: str, tmp_path: Path
 ) -> None:
     """Between claim and publication, and between that and its mark: the same task id again, and one run."""
-    group = timetable(valkey, {"tick": {"schedule": 2.0}}, {"tick": {"deduplicate": True}})
+    group = timetable(valkey, {"tick": {"schedule": 1.0}}, {"tick": {"deduplicate": True}})
     crashes = tmp_path / "crashes"
     crashes.mkdir()
-    group.environment["TIMETABLE_CRASHES"] = str(crashes)
+    group.environment["PROJ_CRASHES"] = str(crashes)
     options = []
     if scheduler == "django":
         group.write("tick_settings", DJANGO_SETTINGS)
         group.environment["DJANGO_SETTINGS_MODULE"] = "tick_settings"
         subprocess.run([sys.executable, "-m", "django", "migrate", "-v", "0"], env=group.environment, check=True)
         options = ["--scheduler", "django"]
-    for name in "ab":
-        group.start(name, *options, app=APP)
-    group.await_successors(1)
+    group.pair(*options)
     died = crash(group, crashes, when)
     again = group.await_fact("publishing", slot=died["slot"], more_than=1)
     assert again["id"] == died["id"]
@@ -129,115 +111,113 @@ def test_incident_10_killed_around_the_publication(
     group.await_fact("ended", more_than=done + 2)
     runs = Counter(fact["slot"] for fact in group.facts("began"))
     assert set(runs.values()) == {1}, runs
-    assert {state for _, state, _, _ in slots(database, "tick")[:-1]} == {"published"}
+    assert {state for _, state, _, _ in slots(group, "tick")[:-1]} == {"published"}
 
 
-def test_incident_11_stopped_across_a_due_minute(timetable: Callable[..., Workers], valkey: str, database: str) -> None:
-    """And resumed: the slot is published once, by the next leader."""
-    group = timetable(valkey, {"minute": {"schedule": "crontab"}})
-    for name in "ab":
-        group.start(name, app=APP)
-    leader = group.await_leader()
-    group.await_successors(1)
+@pytest.mark.parametrize("schedule", [10.0, pytest.param("crontab", marks=pytest.mark.long)])
+def test_incident_11_leader_stopped_across_a_due_instant_does_not_publish_when_it_wakes_up(
+    schedule: float | str, timetable: Callable[..., Workers], valkey: str
+) -> None:
+    """The slot is published once, by the next leader."""
+    group = timetable(valkey, {"rare": {"schedule": schedule}})
+    leader, _ = group.pair()
     leader.await_line("beat started")
-    eventually(lambda: time.time() % 60 > 57, timeout=70)
-    minute = time.time() // 60 * 60 + 60
+    registered = "select extract(epoch from next_slot)::float from pgleader.entries where next_slot > now() + %s"
+    ((slot,),) = eventually(lambda: group.query(registered, timedelta(seconds=1)), timeout=PATIENCE)
     leader.send(signal.SIGSTOP)
-    eventually(lambda: minute in published(database, "minute"), timeout=PATIENCE)
+    # Each minute is the rarest.
+    eventually(lambda: slot in published(group, "rare"), timeout=2 * PATIENCE)
     leader.send(signal.SIGCONT)
     leader.await_line("lost leadership")
     group.await_successors(1)
-    at = datetime.fromtimestamp(minute, timezone.utc).isoformat()
+    at = datetime.fromtimestamp(slot, timezone.utc).isoformat()
     assert len(group.facts("publishing", slot=at)) == 1
     group.await_fact("began", slot=at)
     assert len(group.facts("began", slot=at)) == 1
 
 
-def test_incident_13_a_worker_without_the_schedule(
-    timetable: Callable[..., Workers], valkey: str, database: str
+def test_incident_13_worker_without_the_schedule_leads_only_while_it_is_alone(
+    timetable: Callable[..., Workers], valkey: str
 ) -> None:
-    """It leads only while nobody else is there; it says what it lacks, and who has it all goes on at once."""
+    """It says what it lacks, and a worker that has it all goes on at once."""
     group = timetable(valkey, {"tick": {"schedule": 1.0}})
-    knowing = group.start("a", app=APP)
-    await_published(database, "tick", 1)
-    group.environment["TIMETABLE"] = json.dumps({"beat_schedule": {}})
-    lacking = group.start("b", app=APP)
-    eventually(lacking.is_ready, timeout=PATIENCE)
+    group.environment["PGLEADER_POLL_INTERVAL"] = "1"
+    knowing = group.start("a")
+    await_published(group, "tick", 1)
+    group.plan({})
+    lacking = group.start("b")
     knowing.send(signal.SIGTERM)
     lacking.await_line("not in this node's schedule, but in the last leader's: tick")
-    knowing.wait()
-    group.environment["TIMETABLE"] = json.dumps({"beat_schedule": {"tick": {"task": "timetable.run", "schedule": 1.0}}})
-    group.start("c", app=APP)
+    knowing.await_end()
+    group.plan({"tick": {"schedule": 1.0}})
+    group.start("c")
     group.await_leader(other_than=lacking)
-    known = len(published(database, "tick"))
-    at = await_published(database, "tick", known + 2)
+    known = len(published(group, "tick"))
+    at = await_published(group, "tick", known + 2)
     assert {round(later - at[0], 6) % 1 for later in at} == {0.0}, "the interval has kept its phase"
 
 
-def test_incident_16_deploys_more_frequent_than_the_period(
-    timetable: Callable[..., Workers], valkey: str, database: str
+def test_incident_16_interval_fires_even_if_deploys_are_more_frequent(
+    timetable: Callable[..., Workers], valkey: str
 ) -> None:
-    """The interval fires when it is due, counted from when it was first seen."""
-    group = timetable(valkey, {})
+    """When it is due, counted from when it was first seen."""
+    group = timetable(valkey, {}, pool="solo")
     began = time.monotonic()
-    worker = group.start("first", app=APP)
+    worker = group.start("first")
+    worker.await_line("beat started")
     worker.send(signal.SIGTERM)
-    worker.wait()
+    worker.await_end()
     # However slow the machine is.
-    period = max(8.0, round(6 * (time.monotonic() - began)))
-    entries = {"long": {"task": "timetable.run", "schedule": period}}
-    group.environment["TIMETABLE"] = json.dumps({"beat_schedule": entries})
+    period = max(3.0, round(2.5 * (time.monotonic() - began)))
+    group.plan({"long": {"schedule": period}})
+    # What was due has been published, and what is next has not.
+    coming = "select 1 from pgleader.entries where entry = 'long' and next_slot > now()"
     starts = 0
-    while len(published(database, "long")) < 2:
-        worker = group.start(f"v{starts}", app=APP)
-        worker.await_line("beat started")
+    while len(published(group, "long")) < 2:
+        worker = group.start(f"v{starts}")
+        eventually(lambda: group.query(coming), timeout=PATIENCE)
         starts += 1
-        known, until = len(published(database, "long")), time.monotonic() + 1
-        eventually(lambda: time.monotonic() > until or len(published(database, "long")) > known, timeout=PATIENCE)  # noqa: B023 - called before they change
         worker.send(signal.SIGTERM)
-        worker.wait()
+        worker.await_end()
         group.workers.remove(worker)
         assert starts < 50
-    first, second = published(database, "long")[:2]
+    first, second = published(group, "long")[:2]
     # A deploy that took longer than a period has skipped a slot, and said so.
-    skipped = sum(count for at, state, _, count in slots(database, "long") if state == "skipped" and at > first)
+    skipped = sum(count for at, state, _, count in slots(group, "long") if state == "skipped" and at > first)
     assert second - first == pytest.approx(period * (1 + skipped))
-    assert starts > 3
+    assert starts > 1
 
 
 @pytest.mark.parametrize("overlap", ["skip", "wait"])
-def test_runs_do_not_overlap(overlap: str, timetable: Callable[..., Workers], valkey: str, database: str) -> None:
-    """On whichever worker, and one that is killed in the middle holds up the next slot for no longer than that."""
-    group = timetable(valkey, {"slow": {"schedule": 1.0, "kwargs": {"seconds": 2.5}}}, {"slow": {"overlap": overlap}})
-    for name in "ab":
-        group.start(name, app=APP)
+def test_runs_of_an_entry_do_not_overlap(overlap: str, timetable: Callable[..., Workers], valkey: str) -> None:
+    """On whichever worker; one that is killed in the middle holds up the next slot for no longer than that."""
+    group = timetable(valkey, {"slow": {"schedule": 1.0, "args": [2.5]}}, {"slow": {"overlap": overlap}}, "prefork")
+    group.pair()
     group.await_fact("ended", more_than=2)
     events = [fact["what"] for fact in group.facts() if fact["what"] in {"began", "ended"}]
     assert events == ["began", "ended"] * (len(events) // 2) + ["began"] * (len(events) % 2)
-    reasons = {reason for _, state, reason, _ in slots(database, "slow") if state == "skipped"}
+    reasons = {reason for _, state, reason, _ in slots(group, "slow") if state == "skipped"}
     assert reasons == ({"overlap"} if overlap == "skip" else {"coalesced"})
     began = len(group.facts("began"))
     running = group.await_fact("began", more_than=began)
     victim = next(worker for worker in group.workers if worker.node == running["node"])
-    victim.send(signal.SIGKILL)
-    victim.wait()
-    group.workers.remove(victim)
+    group.kill(victim)
     assert group.await_fact("began", more_than=began + 1)["node"] != victim.node
 
 
-def test_a_second_delivery_is_not_run(timetable: Callable[..., Workers], rabbitmq: str) -> None:
+def test_second_delivery_of_a_slot_is_not_run(timetable: Callable[..., Workers], rabbitmq: str) -> None:
     """With `deduplicate`, of a slot that has been run; one whose run died is run again, and so is a retry."""
     group = timetable(
         rabbitmq,
         {
             "quick": {"schedule": 1.0},
-            "retried": {"schedule": 1.0, "task": "timetable.fail_once"},
+            "retried": {"schedule": 1.0, "task": "proj.fail_once"},
         },
         {"*": {"deduplicate": True}},
         task_default_queue="timetable",
     )
     group.sender.conf.task_default_queue = "timetable"
-    worker = group.start("a", app=APP)
+    worker = group.start("a")
     done = group.await_fact("ended")
     deliver(group, "quick", done["slot"], 0.0, done["id"], deduplicate=True)
     worker.await_line("is not run: it has been run already")
@@ -247,51 +227,47 @@ def test_a_second_delivery_is_not_run(timetable: Callable[..., Workers], rabbitm
     slow = "33333333-3333-3333-3333-333333333333"
     deliver(group, "slow", done["slot"], 4.0, slow, deduplicate=True)
     group.await_fact("began", id=slow)
-    worker.send(signal.SIGKILL)
-    worker.wait()
-    group.workers.remove(worker)
-    group.start("b", app=APP)
+    group.kill(worker)
+    group.start("b")
     group.await_fact("began", id=slow, more_than=1)
     group.await_fact("ended", id=slow)
 
 
-def deliver(group: Workers, entry: str, at: str, seconds: float, task_id: str, **policy: Any) -> None:
+def deliver(group: Workers, entry: str, at: str, until: float | str, task_id: str, **policy: Any) -> None:
     """Deliver a slot's message, as a broker may do more than once."""
     header = {"election": "proj", "entry": entry, "at": at, "term": 1, "catch_up": False}
     policy = {"deduplicate": False, "overlap": "allow", **policy}
     group.sender.send_task(
-        "timetable.run",
-        kwargs={"seconds": seconds},
+        "proj.run",
+        args=[until],
         task_id=task_id,
         headers={"pgleader_slot": {**header, **policy}},
     )
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_deliveries_while_a_run_goes_on(
-    pool: str, timetable: Callable[..., Workers], valkey: str, database: str
-) -> None:
-    """Neither the second nor the third is run, also where all tasks share a process, and the end is remembered."""
+def test_delivery_while_the_run_goes_on_is_not_run(pool: str, timetable: Callable[..., Workers], valkey: str) -> None:
+    """Neither the second nor the third, also where all tasks share a process; and the end is remembered."""
     group = timetable(valkey, {}, {"x": {"deduplicate": True}}, pool)
-    worker = group.start("a", app=APP)
+    worker = group.start("a")
     worker.await_line("beat started")
     at, task_id = "2026-01-01T00:00:00+00:00", "11111111-1111-1111-1111-111111111111"
     for number in range(3):
-        deliver(group, "x", at, 3.0, task_id, deduplicate=True)
+        deliver(group, "x", at, "gate", task_id, deduplicate=True)
         group.await_fact("began", id=task_id)
         worker.await_line("is not run: it is running already", number)
+    group.open("gate")
     group.await_fact("ended", id=task_id)
-    deliver(group, "x", at, 3.0, task_id, deduplicate=True)
+    deliver(group, "x", at, "gate", task_id, deduplicate=True)
     worker.await_line("is not run: it has been run already")
     assert len(group.facts("began", id=task_id)) == 1
-    with psycopg.connect(database) as connection:
-        assert connection.execute("select task_id::text from pgleader.finished").fetchall() == [(task_id,)]
+    assert group.query("select task_id::text from pgleader.finished") == [(task_id,)]
 
 
-def test_waiting_for_a_run_is_no_retry(timetable: Callable[..., Workers], valkey: str) -> None:
+def test_task_that_waits_for_a_run_uses_up_no_retry(timetable: Callable[..., Workers], valkey: str) -> None:
     """However often it waits, none of the attempts that the task allows itself is used up."""
     group = timetable(valkey, {}, {"x": {"overlap": "wait"}})
-    worker = group.start("a", app=APP)
+    worker = group.start("a")
     worker.await_line("beat started")
     deliver(group, "x", "2026-01-01T00:00:00+00:00", 7.0, "11111111-1111-1111-1111-111111111111", overlap="wait")
     group.await_fact("began")
@@ -300,59 +276,57 @@ def test_waiting_for_a_run_is_no_retry(timetable: Callable[..., Workers], valkey
     assert [fact["what"] for fact in group.facts() if fact["what"] in {"began", "ended"}] == ["began", "ended"] * 2
 
 
-def test_missed_slots(timetable: Callable[..., Workers], valkey: str, database: str) -> None:
-    """With nobody there for a while, `all` runs each, oldest first, `coalesce` the newest, `skip` none that is late."""
+def test_misfire_decides_about_slots_that_were_missed(timetable: Callable[..., Workers], valkey: str) -> None:
+    """`all` runs each, oldest first, `coalesce` the newest, `skip` none that is late."""
     group = timetable(
         valkey,
         {name: {"schedule": 1.0} for name in ("each", "newest", "prompt")},
         {"each": {"misfire": "all"}, "prompt": {"misfire": "skip", "misfire_grace": 0.5}},
     )
-    worker = group.start("a", app=APP)
-    await_published(database, "each", 1)
-    worker.send(signal.SIGKILL)
-    worker.wait()
-    group.workers.remove(worker)
-    gone_at = time.time()
-    eventually(lambda: time.time() > gone_at + 3, timeout=PATIENCE)
-    group.start("b", app=APP)
+    worker = group.start("a")
+    await_published(group, "each", 1)
+    group.kill(worker)
+    overdue = "select 1 from pgleader.entries where entry = 'newest' and next_slot < now() - interval '2.5 s'"
+    eventually(lambda: group.query(overdue), timeout=PATIENCE)
+    group.start("b")
     back_at = time.time()
-    eventually(
-        lambda: all(published(database, name)[-1:] > [back_at + 1] for name in ("each", "newest", "prompt")),
-        timeout=PATIENCE,
-    )
-    each = published(database, "each")
+    for name in ("each", "newest"):
+        eventually(lambda name=name: published(group, name)[-1:] > [back_at], timeout=PATIENCE)  # type: ignore[misc]
+    eventually(lambda: ("expired", "misfire_grace") in {row[1:3] for row in slots(group, "prompt")}, timeout=PATIENCE)
+    each = published(group, "each")
     assert [round(later - sooner, 3) for sooner, later in itertools.pairwise(each)] == [1.0] * (len(each) - 1)
     late = [fact["slot"] for fact in group.facts("publishing", entry="each")]
     assert late == sorted(late)
-    assert ("skipped", "coalesced") in {(state, reason) for _, state, reason, _ in slots(database, "newest")}
-    assert ("expired", "misfire_grace") in {(state, reason) for _, state, reason, _ in slots(database, "prompt")}
+    assert ("skipped", "coalesced") in {(state, reason) for _, state, reason, _ in slots(group, "newest")}
     for name in ("each", "newest", "prompt"):
-        rows = slots(database, name)
+        rows = slots(group, name)
         assert rows[-1][0] - rows[0][0] == pytest.approx(sum(count for *_, count in rows[:-1])), "no slot unaccounted"
 
 
-def test_the_broker_is_away(timetable: Callable[..., Workers], own_valkey: EmbeddedValkey, database: str) -> None:
-    """Slots go on being claimed, the newest is published when it is back, and a stop takes no longer."""
+def test_slots_are_claimed_while_the_broker_is_away(
+    timetable: Callable[..., Workers], own_valkey: EmbeddedValkey
+) -> None:
+    """The newest is published when it is back, and a stop takes no longer."""
     group = timetable(
         own_valkey.url, {"tick": {"schedule": 1.0}, "each": {"schedule": 1.0}}, {"each": {"misfire": "all"}}
     )
     # It runs nothing: Celery's own worker may end if the broker goes while it acknowledges (docs/reliability.md).
-    worker = group.start("a", "-Q", "idle", app=APP)
-    await_published(database, "tick", 1)
+    worker = group.start("a", "-Q", "idle")
+    await_published(group, "tick", 1)
     own_valkey.stop()
-    before = len(slots(database, "tick"))
-    eventually(lambda: len(slots(database, "tick")) > before + 3, timeout=PATIENCE)
-    assert any(state == "claimed" for _, state, _, _ in slots(database, "tick"))
+    before = len(slots(group, "tick"))
+    eventually(lambda: len(slots(group, "tick")) > before + 3, timeout=PATIENCE)
+    assert any(state == "claimed" for _, state, _, _ in slots(group, "tick"))
     own_valkey.start()
     back_at = time.time()
-    eventually(lambda: published(database, "each")[-1:] > [back_at], timeout=PATIENCE)
-    eventually(lambda: published(database, "tick")[-1:] > [back_at], timeout=PATIENCE)
-    each = published(database, "each")
+    eventually(lambda: published(group, "each")[-1:] > [back_at], timeout=PATIENCE)
+    eventually(lambda: published(group, "tick")[-1:] > [back_at], timeout=PATIENCE)
+    each = published(group, "each")
     assert [round(later - sooner, 3) for sooner, later in itertools.pairwise(each)] == [1.0] * (len(each) - 1)
-    assert ("skipped", "coalesced") in {(state, reason) for _, state, reason, _ in slots(database, "tick")}
+    assert ("skipped", "coalesced") in {(state, reason) for _, state, reason, _ in slots(group, "tick")}
     own_valkey.stop()
-    before = len(slots(database, "tick"))
-    eventually(lambda: len(slots(database, "tick")) > before + 1, timeout=PATIENCE)
+    before = len(slots(group, "tick"))
+    eventually(lambda: len(slots(group, "tick")) > before + 1, timeout=PATIENCE)
     worker.send(signal.SIGTERM)
     worker.await_line("beat stopped")
 
@@ -361,16 +335,15 @@ HANGING = """
 import os, threading
 from celery.beat import Scheduler
 from celery_pgleader.beat import LeaderBeat
-from tests.acceptance.timetable import app
-from tests.acceptance.proj import tell
+from tests.acceptance.proj import app, tell
 
 LeaderBeat.__init__.__kwdefaults__["patience"] = 2.0
 
 class Raising(Scheduler):
     @property
     def schedule(self):
-        if os.path.exists(os.environ["UNWELL"] + "." + os.environ["UNWELL_NODE"]):
-            tell("unwell", node=os.environ["UNWELL_NODE"])
+        if os.path.exists(f"{os.environ['UNWELL']}.{os.getpid()}"):
+            tell("unwell")
             raise RuntimeError("the schedule is broken")
         return self.data
 
@@ -380,92 +353,70 @@ class Raising(Scheduler):
 
 class Hanging(Scheduler):
     def is_due(self, entry):
-        if os.path.exists(os.environ["UNWELL"] + "." + os.environ["UNWELL_NODE"]):
-            tell("unwell", node=os.environ["UNWELL_NODE"])
+        if os.path.exists(f"{os.environ['UNWELL']}.{os.getpid()}"):
+            tell("unwell")
             threading.Event().wait()
         return super().is_due(entry)
 """
 
 
 @pytest.mark.parametrize("kind", ["Raising", "Hanging"])
-def test_incident_7_a_scheduler_that_is_unwell_moves_the_lead(
-    kind: str, timetable: Callable[..., Workers], valkey: str, database: str, tmp_path: Path
+def test_incident_7_scheduler_that_is_unwell_moves_the_lead(
+    kind: str, timetable: Callable[..., Workers], valkey: str, tmp_path: Path
 ) -> None:
     """One that raises at once, one that hangs when it has done so for long enough (river#1161, procrastinate#1463)."""
     group = timetable(valkey, {"tick": {"schedule": 1.0}})
     group.write("unwell", HANGING)
     group.environment["UNWELL"] = str(tmp_path / "unwell")
-    for name in "ab":
-        group.environment["UNWELL_NODE"] = name
-        group.start(name, "--scheduler", f"unwell:{kind}", app="unwell")
-    leader = group.await_leader()
-    group.await_successors(1)
-    await_published(database, "tick", 1)
-    (tmp_path / f"unwell.{leader.node[0]}").touch()
-    other = other_than(group, leader)
+    leader, other = group.pair("--scheduler", f"unwell:{kind}", app="unwell")
+    await_published(group, "tick", 1)
+    (tmp_path / f"unwell.{leader.process.pid}").touch()
     group.await_fact("gained", node=other.node)
-    known = len(published(database, "tick"))
-    at = await_published(database, "tick", known + 2)
+    known = len(published(group, "tick"))
+    at = await_published(group, "tick", known + 2)
     assert {round(later - at[0], 6) % 1 for later in at} == {0.0}
     reason = group.facts("lost", node=leader.node)[0]["reason"]
     assert reason.startswith("the beat has not moved" if kind == "Hanging" else "the beat failed"), reason
 
 
-def test_beat_pods(timetable: Callable[..., Workers], valkey: str, database: str, tmp_path: Path) -> None:
-    """`celery beat -S pgleader`, twice: one of them sends, and the other takes over."""
+def test_beat_pods_take_over_from_each_other(timetable: Callable[..., Workers], valkey: str, tmp_path: Path) -> None:
+    """Two of `celery beat -S pgleader`: one of them sends, until it ends."""
     group = timetable(valkey, {"tick": {"schedule": 1.0}})
-    pods = []
-    try:
-        for name in "ab":
-            with (tmp_path / f"pod-{name}.log").open("ab") as log:
-                command = [sys.executable, "-m", "celery", "-A", APP, "beat", "-S", "pgleader", "-l", "INFO"]
-                command += ["--pidfile", "", "-s", str(tmp_path / f"schedule-{name}")]
-                pods.append(subprocess.Popen(command, env=group.environment, stdout=log, stderr=log))
-        group.start("worker", app=APP, pgleader=False)
-        await_published(database, "tick", 2)
-        group.await_fact("began")
-        (sender,) = {fact["pid"] for fact in group.facts("publishing")}
-        leader = next(pod for pod in pods if pod.pid == sender)
-        leader.send_signal(signal.SIGTERM)
-        leader.wait(PATIENCE)
-        eventually(lambda: {fact["pid"] for fact in group.facts("publishing")} == {pod.pid for pod in pods}, PATIENCE)
-        ids = Counter(fact["slot"] for fact in group.facts("publishing"))
-        assert set(ids.values()) == {1}
-        with psycopg.connect(database) as connection:
-            reasons = connection.execute("select reason from pgleader.terms where ended_at is not null").fetchall()
-        assert reasons == [("stopped",)]
-    finally:
-        for pod in pods:
-            pod.kill()
-            pod.wait()
+    command = [sys.executable, "-m", "celery", "-A", APP, "beat", "-S", "pgleader", "-l", "INFO", "--pidfile", ""]
+    pods = [group.launch(f"pod-{n}", [*command, "-s", str(tmp_path / f"schedule-{n}")]) for n in range(2)]
+    group.start("worker", pgleader=False)
+    await_published(group, "tick", 2)
+    group.await_fact("began")
+    (sender,) = {fact["pid"] for fact in group.facts("publishing")}
+    leader = next(pod for pod in pods if pod.process.pid == sender)
+    group.await_successors(1)
+    leader.send(signal.SIGTERM)
+    leader.await_end()
+    pids = {pod.process.pid for pod in pods}
+    eventually(lambda: {fact["pid"] for fact in group.facts("publishing")} == pids, timeout=PATIENCE)
+    assert set(Counter(fact["slot"] for fact in group.facts("publishing")).values()) == {1}
+    assert group.query("select reason from pgleader.terms where ended_at is not null") == [("stopped",)]
 
 
-def test_a_role_that_may_not_create_the_schema(
-    timetable: Callable[..., Workers], valkey: str, database: str, postgres: EmbeddedPostgres
+def test_worker_whose_role_may_not_create_the_schema_says_what_to_run(
+    timetable: Callable[..., Workers], valkey: str, empty_database: str
 ) -> None:
-    """The worker works on, says in one line what to run, and stands once it was run."""
+    """It works on, and stands once that was run."""
     role = f"worker_{os.getpid()}"
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(f"drop role if exists {role}")
-        connection.execute(f"create role {role} login")
     group = timetable(valkey, {"tick": {"schedule": 1.0}})
-    group.environment["PGLEADER_DATABASE_URL"] = database.replace("postgres@", f"{role}@")
+    group.database = empty_database
+    group.environment["PGLEADER_DATABASE_URL"] = empty_database.replace("postgres@", f"{role}@")
+    group.query(f"drop role if exists {role}")
+    group.query(f"create role {role} login")
     try:
-        worker = group.start("a", app=APP)
+        worker = group.start("a")
         worker.await_line(f"role {role} may not change it")
-        script = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", APP, "pgleader", "migrate", "--sql", "--role", role],
-            env=group.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        with psycopg.connect(database, autocommit=True) as connection:
-            connection.execute(script.encode())
-        await_published(database, "tick", 1)
+        script = run_celery(group, "-A", APP, "pgleader", "migrate", "--sql", "--role", role).stdout
+        group.query(script)
+        await_published(group, "tick", 1)
         group.await_fact("began")
     finally:
-        group.end()
-        with psycopg.connect(database, autocommit=True) as connection:
-            connection.execute(f"drop owned by {role}")
-            connection.execute(f"drop role {role}")
+        for worker in group.workers:
+            worker.end()
+        group.query(f"drop owned by {role}")
+        group.query(f"drop role {role}")

@@ -22,8 +22,8 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, env=ALONE, capture_output=True, text=True, check=False)
 
 
-def test_who_does_not_use_the_plugin_does_not_pay_for_it(tmp_path: Path) -> None:
-    """It imports neither Celery nor psycopg, nor anything of ours but itself and the package."""
+def test_plugin_imports_nothing_until_it_is_used(tmp_path: Path) -> None:
+    """Neither Celery nor psycopg, nor anything of ours but itself and the package."""
     (tmp_path / "test_it.py").write_text(
         "import sys\n\n"
         "def test_it():\n"
@@ -35,7 +35,7 @@ def test_who_does_not_use_the_plugin_does_not_pay_for_it(tmp_path: Path) -> None
     assert result.returncode == 0, result.stdout
 
 
-def test_the_fixture_is_of_the_current_app_or_of_another(tmp_path: Path) -> None:
+def test_fixture_takes_the_current_app_or_another(tmp_path: Path) -> None:
     """The first that was imported, or what `pgleader_app` says; without any it is said."""
     (tmp_path / "proj.py").write_text("from celery import Celery\napp = Celery('proj')\n")
     (tmp_path / "test_current.py").write_text(
@@ -54,7 +54,7 @@ def test_the_fixture_is_of_the_current_app_or_of_another(tmp_path: Path) -> None
     assert "no Celery app was imported: import yours, or override the fixture pgleader_app" in result.stdout
 
 
-def test_the_tests_of_the_example_app_pass() -> None:
+def test_example_apps_own_tests_pass() -> None:
     """In a process of their own: the receivers of its signals are none of the other tests' business."""
     result = run_pytest(ROOT, "-W", "error", "-c", os.devnull, "example_app")
     assert result.returncode == 0, result.stdout

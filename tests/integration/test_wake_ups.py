@@ -275,7 +275,7 @@ def test_no_lock_is_left_by_whoever_is_cancelled(how: str, database: str, db: Co
 
 
 @pytest.fixture
-def relayed(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+def relayed(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], object]]:
     """Have notifications relayed by one that looks again in an hour only; give what waits until none waits."""
     monkeypatch.setattr(relay_module, "POLL", 3_600.0)
     app = Celery("shop", broker="memory://", set_as_current=False)

@@ -24,26 +24,15 @@ from tests.support.workers import PATIENCE
 TOKEN = "a token of this test alone"
 
 
-class Dashboard:
+class Dashboard(Program):
     """A dashboard that listens on a free port."""
 
     def __init__(self, app: str, environment: Mapping[str, str], folder: Path, *options: str) -> None:
         """Start it, and wait until it listens."""
-        command = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            app,
-            "pgleader",
-            "dashboard",
-            "--bind",
-            "127.0.0.1:0",
-            *options,
-        ]
-        self.program = Program("dashboard", command, environment, folder)
-        eventually(lambda: self.program.has_logged(" shows election "), timeout=PATIENCE)
-        found = re.search(r"http://\S+/", self.program.logged())
+        words = f"-m celery -A {app} pgleader dashboard --bind 127.0.0.1:0".split()
+        super().__init__("dashboard", [sys.executable, *words, *options], environment, folder)
+        self.await_line(" shows election ")
+        found = re.search(r"http://\S+/", self.logged())
         assert found is not None
         self.url = found[0]
 
@@ -73,9 +62,9 @@ def serving(app: str, environment: Mapping[str, str], folder: Path, *options: st
     dashboard = Dashboard(app, environment, folder, *options)
     try:
         yield dashboard
-        assert "Traceback" not in dashboard.program.logged(), dashboard.program.logged()
+        assert "Traceback" not in dashboard.logged(), dashboard.logged()
     finally:
-        dashboard.program.end()
+        dashboard.end()
 
 
 class Leading:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
-GLANCE = 0.01
+GLANCE = 0.05
+
+Value = TypeVar("Value")
 
 
-def eventually(condition: Callable[[], object], timeout: float = 60.0, glance: float = GLANCE) -> None:
+def eventually(condition: Callable[[], Value], timeout: float = 60.0, glance: float = GLANCE) -> Value:
     """Wait until a condition is true, and fail if it has not become so in time.
 
     Args:
         condition: returns something true, or does not raise an `AssertionError`, once it holds.
         timeout: seconds; generous, since it only costs anything when something is wrong.
         glance: seconds between one look and the next.
+
+    Returns:
+        What the condition returned.
 
     """
     deadline = time.monotonic() + timeout
@@ -23,7 +29,7 @@ def eventually(condition: Callable[[], object], timeout: float = 60.0, glance: f
         try:
             value = condition()
             if value:
-                return
+                return value
             complaint = f"last seen: {value!r}"
         except AssertionError as error:
             complaint = error

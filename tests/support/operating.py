@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-
-import psycopg
 
 from tests.support.workers import APP, PATIENCE, Workers
 
 # One process for many commands: to start one takes longer than what it does.
-MANY = """
+SHELL = """
 import json, sys
 from celery.bin.celery import celery
 from click.testing import CliRunner
@@ -23,45 +22,58 @@ for line in sys.stdin:
         raise done.exception
     print(json.dumps([done.exit_code, done.stdout, done.stderr]), flush=True)
 """
+Result = subprocess.CompletedProcess[str]
+
+
+def run_celery(workers: Workers, *arguments: str, **environment: str) -> Result:
+    """Run a `celery` command to its end, in a process of its own."""
+    command = [sys.executable, "-m", "celery", *arguments]
+    env = {**workers.environment, **environment}
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert "Traceback" not in result.stderr, result
+    return result
+
+
+def refusal(workers: Workers, *options: str, **environment: str) -> str:
+    """Return the one line with which a worker refuses to start."""
+    result = run_celery(workers, "-A", APP, "worker", *options, **environment)
+    assert result.returncode == 1, result
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    return line.removeprefix("Error: ")
 
 
 class Operator:
     """Runs `celery -A proj pgleader ...`."""
 
-    def __init__(self, workers: Workers, database: str, app: str = APP) -> None:
+    def __init__(self, workers: Workers, app: str = APP) -> None:
         """Begin."""
         self.workers = workers
-        self.database = database
+        self.query = workers.query
         self._app = app
+        self._shell: subprocess.Popen[str] | None = None
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
-        result = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", self._app, "pgleader", *arguments],
-            env={**self.workers.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert "Traceback" not in result.stderr, result
-        return result
+    def run(self, *arguments: str, **environment: str) -> Result:
+        """Run a command to its end; in a process of its own if its environment is."""
+        if environment:
+            return run_celery(self.workers, "-A", self._app, "pgleader", *arguments, **environment)
+        return self.celery("pgleader", *arguments)
 
-    def run_each(self, commands: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
-        """Run commands, one after the other."""
-        lines = [json.dumps(["-A", self._app, "pgleader", *words]) for words in commands]
-        told = subprocess.run(
-            [sys.executable, "-c", MANY],
-            env=self.workers.environment,
-            input="\n".join(lines),
-            capture_output=True,
-            text=True,
-            timeout=3 * PATIENCE,
-            check=False,
-        )
-        assert told.returncode == 0, told
-        results = [json.loads(line) for line in told.stdout.splitlines()]
-        return [subprocess.CompletedProcess(words, *result) for words, result in zip(commands, results, strict=True)]
+    def celery(self, *arguments: str) -> Result:
+        """Run `celery -A proj ...` to its end."""
+        if self._shell is None:
+            self._shell = subprocess.Popen(
+                [sys.executable, "-c", SHELL],
+                env=self.workers.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            self.workers.cleanup.callback(self._shell.communicate)
+        assert self._shell.stdin is not None
+        assert self._shell.stdout is not None
+        self._shell.stdin.write(json.dumps(["-A", self._app, *arguments]) + "\n")
+        self._shell.stdin.flush()
+        return subprocess.CompletedProcess(arguments, *json.loads(self._shell.stdout.readline()))
 
     def say(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Return what a command prints, all of which fits a terminal and has no colours."""
@@ -76,11 +88,14 @@ class Operator:
         assert result.returncode == code, result
         return json.loads(result.stdout)
 
-    def query(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Ask the database."""
-        with psycopg.connect(self.database, autocommit=True) as connection:
-            cursor = connection.execute(query.encode(), parameters or None)
-            return cursor.fetchall() if cursor.description else []
+
+@contextmanager
+def operating(workers: Workers) -> Iterator[Operator]:
+    """Give an operator of workers, and leave no process behind."""
+    try:
+        yield Operator(workers)
+    finally:
+        workers.end()
 
 
 def check_looks(text: str) -> None:

@@ -10,8 +10,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from example_app.servers import dies_with_parent
+from tests.support.eventually import eventually
 
 PATIENCE = 90.0
+
+
+class Tail:
+    """The lines of a file that grows; each look reads only what is new."""
+
+    def __init__(self, path: Path, begins_at: int = 0) -> None:
+        """Begin at a byte of the file."""
+        self._path = path
+        self._at = begins_at
+        self._lines: list[str] = []
+
+    def lines(self) -> list[str]:
+        """Return all lines so far; the last one may be half there, and is left out then."""
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._at += len(whole)
+        self._lines += whole.decode(errors="replace").split("\n")[:-1]
+        return self._lines
 
 
 class Program:
@@ -34,16 +55,28 @@ class Program:
         self.log = folder / f"{name}.log"
         self._command = command
         self._environment = environment
-        self._begins_at = 0
         self.process = self._start()
+
+    def __repr__(self) -> str:
+        """Show what a failed test needs."""
+        return f"<{self.name}: exit code {self.process.poll()}, log ends\n{self.logged()[-6000:]}>"
 
     def logged(self) -> str:
         """Return what it has logged since it was last started."""
-        return self.log.read_bytes()[self._begins_at :].decode(errors="replace")
+        return "\n".join(self._tail.lines())
 
     def has_logged(self, words: str) -> bool:
         """Tell whether these words are in its log, since it was last started."""
         return words in self.logged()
+
+    def await_line(self, words: str, times: int = 1) -> None:
+        """Wait until these words were logged so many times."""
+
+        def is_there() -> bool:
+            assert self.logged().count(words) >= times, self
+            return True
+
+        eventually(is_there, timeout=PATIENCE)
 
     def send(self, number: int, *, group: bool = False) -> None:
         """Send a signal to its main process, or to all of it; nothing, if it has ended."""
@@ -80,7 +113,7 @@ class Program:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self._begins_at = log.tell()
+            self._tail = Tail(self.log, log.tell())
             return subprocess.Popen(
                 self._command,
                 env=self._environment,

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,20 @@ class Site:
 
     def start_worker(self, command: str) -> Program:
         """Start a worker, and wait until it consumes."""
-        worker = self.start(f"{command} -P solo")
-        eventually(lambda: worker.has_logged(" ready."), timeout=PATIENCE)
+        (worker,) = self._start_workers([command])
         return worker
 
     def start_workers(self) -> list[Program]:
         """Start those of the guide."""
         lines = self.guide["workers"].splitlines()
         assert len(lines) > 1
-        return [self.start_worker(line) for line in lines]
+        return self._start_workers(lines)
+
+    def _start_workers(self, commands: Sequence[str]) -> list[Program]:
+        workers = [self.start(f"{command} -P solo") for command in commands]
+        for worker in workers:
+            worker.await_line(" ready.")
+        return workers
 
     def runs(self) -> list[str]:
         """Return the task ids of all runs, by whichever worker."""
