@@ -15,7 +15,7 @@ from typing import Any
 import time_machine
 from celery import Celery, bootsteps
 from celery.schedules import crontab
-from celery.signals import task_failure, task_received, worker_ready
+from celery.signals import task_failure, task_received
 
 from celery_pgleader import current_leadership, current_slot
 from celery_pgleader.election import Change, Leadership
@@ -71,52 +71,44 @@ def make_app(broker: str, scenario: Scenario) -> Any:
     return app
 
 
-def _scheduled(scenario: Scenario, entry: str) -> dict[str, Any]:
-    # What is to be told apart from the workers' own troubles goes to one that is left alone.
-    witnessed = scenario.witnessed or entry in {"plain", "minute"}
-    return {
-        "task": "chaos.tick",
-        "schedule": crontab() if entry == "minute" else scenario.entries[entry],
-        "kwargs": {"seconds": LONG.get(entry, 0.0)},
-        "options": {"queue": WITNESSED if witnessed else QUEUE},
-    }
-
-
-def make_full_app(scenario: Scenario) -> Any:
-    """Return the app of the workers; the environment says where everything is."""
-    broker, database = os.environ.get("CHAOS_BROKER", "memory://"), os.environ.get("CHAOS_DATABASE", "")
-    app = make_app(broker, scenario)
-    witness = {"task": "chaos.witness", "queue": WITNESSED}
-    app.conf.update(
-        worker_prefetch_multiplier=2,
-        beat_schedule={entry: _scheduled(scenario, entry) for entry in scenario.entries},
-        beat_schedule_filename=os.environ.get("CHAOS_SCHEDULE", "schedule"),
-        beat_scheduler=SCHEDULERS[scenario.scheduler],
-        beat_dburi=database.replace("postgresql://", "postgresql+psycopg://"),
-        redbeat_redis_url=broker,
-        redbeat_key_prefix="chaos:",
-        # No entry of Celery's own.
-        result_expires=None,
-        pgleader_election=ELECTION,
-        pgleader_ttl=scenario.ttl,
-        pgleader_poll_interval=scenario.poll,
-        pgleader_schedule={entry: policy for entry, policy in POLICIES.items() if entry in scenario.entries},
-        pgleader_channels={
-            DURABLE: [{**witness, "deduplicate": True}]
-            if scenario.witnessed
-            else [{"task": "chaos.handle", "deduplicate": True}, witness],
-            RAW: {"task": "chaos.hear", "options": {"queue": WITNESSED}},
-        },
-    )
-    if scenario.scheduler == "django-two-databases":
-        app.conf.pgleader_django_database = "ledger"
-    else:
-        app.conf.pgleader_database_url = database
-    return app
-
-
 scenario = current()
-app = make_full_app(scenario)
+broker, database = os.environ.get("CHAOS_BROKER", "memory://"), os.environ.get("CHAOS_DATABASE", "")
+app = make_app(broker, scenario)
+witness = {"task": "chaos.witness", "queue": WITNESSED}
+app.conf.update(
+    worker_prefetch_multiplier=2,
+    beat_schedule={
+        entry: {
+            "task": "chaos.tick",
+            "schedule": crontab() if entry == "minute" else seconds,
+            "kwargs": {"seconds": LONG.get(entry, 0.0)},
+            # What is to be told apart from the workers' own troubles goes to one that is left alone.
+            "options": {"queue": WITNESSED if scenario.witnessed or entry in {"plain", "minute"} else QUEUE},
+        }
+        for entry, seconds in scenario.entries.items()
+    },
+    beat_schedule_filename=os.environ.get("CHAOS_SCHEDULE", "schedule"),
+    beat_scheduler=SCHEDULERS[scenario.scheduler],
+    beat_dburi=database.replace("postgresql://", "postgresql+psycopg://"),
+    redbeat_redis_url=broker,
+    redbeat_key_prefix="chaos:",
+    # No entry of Celery's own.
+    result_expires=None,
+    pgleader_election=ELECTION,
+    pgleader_ttl=scenario.ttl,
+    pgleader_poll_interval=scenario.poll,
+    pgleader_schedule={entry: policy for entry, policy in POLICIES.items() if entry in scenario.entries},
+    pgleader_channels={
+        DURABLE: [{**witness, "deduplicate": True}]
+        if scenario.witnessed
+        else [{"task": "chaos.handle", "deduplicate": True}, witness],
+        RAW: {"task": "chaos.hear", "options": {"queue": WITNESSED}},
+    },
+)
+if scenario.scheduler == "django-two-databases":
+    app.conf.pgleader_django_database = "ledger"
+else:
+    app.conf.pgleader_database_url = database
 
 
 class Recorder(bootsteps.StartStopStep):
@@ -124,14 +116,20 @@ class Recorder(bootsteps.StartStopStep):
 
     requires = ("celery_pgleader.worker.bootsteps:ElectionStep",)
 
-    def include_if(self, worker: Any) -> bool:
-        """Tell whether the worker takes part in the election."""
-        return getattr(worker, "pgleader", None) is not None
-
     def start(self, worker: Any) -> None:
-        """Begin."""
-        leadership, node = worker.pgleader.leadership, worker.hostname
-        leadership.subscribe(lambda change: _on_change(node, change))
+        """Begin, if the worker takes part in the election."""
+        participant = getattr(worker, "pgleader", None)
+        if participant is None:
+            return
+        leadership, node = participant.leadership, worker.hostname
+
+        def on_change(change: Change) -> None:
+            kind = "gained" if change.gained else "lost"
+            tell(kind, node=node, term=change.term.number, reason=change.reason)
+
+        leadership.subscribe(on_change)
+        # This stands in for trouble with its beat.
+        signal.signal(RESIGN, lambda *_: participant._elector.resign(STAND_BACK))  # noqa: SLF001 - nobody else need do it
         if scenario.pool not in GREEN:
             threading.Thread(target=_sample, args=(leadership, node), name="recorder", daemon=True).start()
         if "clock" in scenario.faults:
@@ -157,41 +155,21 @@ def _follow_clock() -> None:
                 travel.start()
 
 
-def _on_change(node: str, change: Change) -> None:
-    kind = "gained" if change.gained else "lost"
-    tell(kind, node=node, term=change.term.number, reason=change.reason)
-
-
 def _sample(leadership: Leadership, node: str) -> None:
     """Ask for trust a thousand times a second, as those do who act for the leader, and tell of the answers."""
     pause = threading.Event()
     while True:
         term = leadership.wait()
         since = until = time.monotonic()
-        while True:
+        while until - since < NOTE:
             # Before it is asked: a process may be stopped anywhere.
             asked = time.monotonic()
             if leadership.term != term:
                 break
             until = asked
-            if until - since > NOTE:
-                _tell_trust(node, term, since, until)
-                since = until
             pause.wait(SAMPLE)
-        _tell_trust(node, term, since, until)
-
-
-def _tell_trust(node: str, term: Any, since: float, until: float) -> None:
-    if term is not None:
-        tell("trusted", node=node, term=term.number, since=since, until=until)
-
-
-@worker_ready.connect
-def on_ready(sender: Any, **_: Any) -> None:
-    """Have the worker resign at a signal, which stands in for trouble with its beat."""
-    participant = getattr(sender.controller, "pgleader", None)
-    if participant is not None:
-        signal.signal(RESIGN, lambda *_: participant._elector.resign(STAND_BACK))  # noqa: SLF001 - nobody else need do it
+        if term is not None:
+            tell("trusted", node=node, term=term.number, since=since, until=until)
 
 
 @task_received.connect
@@ -223,17 +201,10 @@ def _run(task: Any, **fact: Any) -> Iterator[None]:
     leadership = current_leadership()
     if leadership is not None:
         fact |= {"term": leadership.term, "trusted": leadership.trusted()}
-    notification = request.get("pgleader_notification")
-    if notification is not None:
-        fact |= {"notification": notification["id"]}
+    fact |= {"notification": (request.get("pgleader_notification") or {}).get("id")}
     tell("began", at=asked, run=run, id=request.id, task=task.name, node=request.hostname, **fact)
     yield
     tell("ended", run=run)
-
-
-def _take(seconds: float) -> None:
-    if seconds:
-        threading.Event().wait(seconds)
 
 
 @app.task(bind=True, name="chaos.tick")
@@ -242,16 +213,15 @@ def tick(self: Any, seconds: float) -> None:
     slot = current_slot()
     assert slot is not None
     with _run(self, entry=slot.entry, slot=slot.at):
-        _take(seconds)
+        threading.Event().wait(seconds)
 
 
 def _work(self: Any, message: Any, seconds: float = 0.0) -> None:
     with _run(self, **_name(message)):
-        _take(seconds)
+        threading.Event().wait(seconds)
 
 
-# The first takes durable notifications, the second sees in which order they are dispatched, the third takes raw ones;
-# the last one does what any worker may do.
+# They take durable notifications, see in which order these are dispatched, take raw ones, and do what any worker may.
 for name in ("handle", "witness", "hear", "work"):
     app.task(bind=True, name=f"chaos.{name}")(_work)
 # This is what only the leader may do.

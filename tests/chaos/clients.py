@@ -1,11 +1,7 @@
-"""Those who send, each at a steady pace, until TERM comes, and all that they are to send at least is sent.
-
-python -m tests.chaos.clients SEED
-"""
+"""`python -m tests.chaos.clients SEED`: those who send at a steady pace until TERM comes, but all that is the least."""
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import os
 import random
@@ -13,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from typing import Any
 
@@ -54,38 +51,27 @@ class Notifying:
 
     def close(self) -> None:
         """Let go of the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _commit(self, order: dict[str, str], murmur: dict[str, str]) -> bool:
-        """Tell whether they were committed."""
+        """Tell whether they are committed."""
         try:
-            connection = self._connect()
+            if self._connection is None or self._connection.closed:
+                self._connection = psycopg.connect(self._database, connect_timeout=2, application_name="client")
+            connection = self._connection
             connection.execute("insert into orders values (%s)", [order["name"]])
             notify(DURABLE, order, key=order["key"], connection=connection)
             notify(RAW, murmur, durable=False, connection=connection)
             connection.commit()
+        except psycopg.errors.UniqueViolation:
+            # An earlier attempt was committed, though nobody was told.
+            self.close()
         except psycopg.Error:
+            tell("in doubt", name=order["name"])
             self.close()
-            return self._was_committed(order["name"])
+            return False
         return True
-
-    def _was_committed(self, name: str) -> bool:
-        tell("in doubt", name=name)
-        # Not by the number of the transaction, which a server that crashed may give once more.
-        while True:
-            with contextlib.suppress(psycopg.Error):
-                row = self._connect().execute("select from orders where name = %s", [name]).fetchone()
-                self.close()
-                return row is not None
-            self.close()
-            threading.Event().wait(PAUSE)
-
-    def _connect(self) -> psycopg.Connection:
-        if self._connection is None:
-            self._connection = psycopg.connect(self._database, connect_timeout=2, application_name="client")
-        return self._connection
 
 
 class Calling:
@@ -143,17 +129,12 @@ def main(seed: str) -> None:
         *((Notifying(database, number, seed, scenario), scenario.notification) for number in range(scenario.notifying)),
         *((Calling(broker, task, seed, scenario), pace) for task, pace in scenario.calling.items()),
     ]
-    threads = [
-        threading.Thread(target=_send_steadily, args=(sender, pace, scenario.amount(pace), ended), daemon=True)
-        for sender, pace in senders
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(senders)) as pool:
+        for sending in [pool.submit(_send, sender, pace, scenario.amount(pace), ended) for sender, pace in senders]:
+            sending.result()
 
 
-def _send_steadily(sender: Any, pace: float, least: int, ended: threading.Event) -> None:
+def _send(sender: Any, pace: float, least: int, ended: threading.Event) -> None:
     began, count, pause = time.monotonic(), 0, threading.Event()
     while not ended.is_set() or count < least:
         sender.send(count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import TypeAlias
 
 import psycopg
 
@@ -21,6 +23,7 @@ from tests.support.programs import Program
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 
+Broker: TypeAlias = EmbeddedValkey | RabbitMQ
 WITNESS = "witness@chaos"
 # Workers would create them together, and get into each other's way.
 CREATE_TABLES = """
@@ -39,60 +42,40 @@ class Member:
     """A worker, what lies between it and the servers, and its clock."""
 
     program: Program
+    node: str
     links: dict[str, Proxy]
     clock: Path
-
-    @property
-    def node(self) -> str:
-        """Its name in the election."""
-        return self.program.name
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Everything that takes part.
-
-    Attributes:
-        scenario: in what.
-        postgres: the server.
-        database: the URL of the database that is used.
-        broker: the other server.
-        start: starts a program, by its name and command, with more in its environment.
-        members: the workers that stand for the election.
-        workers: all that run tasks.
-
-    """
+    """Everything that takes part; `start` starts one more program, by its name and command."""
 
     scenario: Scenario
     postgres: EmbeddedPostgres
     database: str
-    broker: EmbeddedValkey | RabbitMQ
+    broker: Broker
     start: Callable[..., Program]
     members: dict[str, Member] = field(default_factory=dict)
     workers: list[Program] = field(default_factory=list)
 
-    def start_clients(self, seed: int) -> Program:
-        """Have those who send begin."""
-        return self.start("clients", [sys.executable, "-m", "tests.chaos.clients", str(seed)])
-
 
 @contextmanager
 def gathered(
-    scenario: Scenario, postgres: EmbeddedPostgres, broker: EmbeddedValkey | RabbitMQ, folder: Path, dbname: str
+    scenario: Scenario, postgres: EmbeddedPostgres, broker: Broker, folder: Path, dbname: str
 ) -> Iterator[Fleet]:
     """Start everybody but those who send, and leave no process behind."""
-    database, store = postgres.url(dbname), dbname
     two = scenario.scheduler == "django-two-databases"
+    database, store = postgres.url(dbname), postgres.url(f"{dbname}_store" if two else dbname)
     if two:
-        store = f"{dbname}_store"
         with psycopg.connect(database, autocommit=True) as connection:
-            connection.execute(f"create database {store}".encode())
+            connection.execute(f"create database {dbname}_store".encode())
     environment = {
         **os.environ,
-        "CHAOS_SCENARIO": scenario.dump(),
+        "CHAOS_SCENARIO": json.dumps(dataclasses.asdict(scenario)),
         "CHAOS_HISTORY": str(folder / "history"),
         "CHAOS_DATABASE": database,
-        "CHAOS_STORE": postgres.url(store),
+        "CHAOS_STORE": store,
         "CHAOS_BROKER": broker.url,
         # The system's fork check is about threads that are only ever used by the parent.
         "PYTHONWARNINGS": "ignore",
@@ -127,13 +110,13 @@ def gathered(
             program = start(
                 node,
                 [*celery, "--pgleader", "-n", node, *pool],
-                CHAOS_DATABASE=_through(database, links["postgres"]),
-                CHAOS_STORE=_through(postgres.url(store), links["postgres"]),
-                CHAOS_BROKER=_through(broker.url, links["broker"]),
+                CHAOS_DATABASE=_through(database, postgres.port, links["postgres"]),
+                CHAOS_STORE=_through(store, postgres.port, links["postgres"]),
+                CHAOS_BROKER=_through(broker.url, broker.port, links["broker"]),
                 CHAOS_SCHEDULE=str(folder / f"{node}.schedule"),
                 CHAOS_CLOCK=str(clock),
             )
-            fleet.members[node] = Member(program, links, clock)
+            fleet.members[node] = Member(program, node, links, clock)
             fleet.workers.append(program)
         if scenario.entries or scenario.notifying:
             fleet.workers.append(start(WITNESS, [*celery, "-n", WITNESS, "-Q", WITNESSED, "-P", "solo"]))
@@ -141,12 +124,11 @@ def gathered(
 
 
 @contextmanager
-def servers(broker: str) -> Iterator[tuple[EmbeddedPostgres, EmbeddedValkey | RabbitMQ]]:
+def servers(broker: str) -> Iterator[tuple[EmbeddedPostgres, Broker]]:
     """Start a Postgres that keeps what was committed, and a broker."""
     with EmbeddedPostgres(settings={"fsync": "on", "full_page_writes": "on"}) as postgres, running_broker(broker) as it:
         yield postgres, it
 
 
-def _through(url: str, proxy: Proxy) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{proxy.port}"))
+def _through(url: str, port: int, proxy: Proxy) -> str:
+    return url.replace(f":{port}/", f":{proxy.port}/")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,75 +18,36 @@ SCHEDULERS = {
 POOLS = ("prefork", "solo", "threads", "gevent", "eventlet")
 # In these a thread that does not wait holds up all others.
 GREEN = {"gevent", "eventlet"}
-KINDS = (
-    "kill",
-    "term",
-    "stop",
-    "terminate",
-    "resign",
-    "relay",
-    "partition",
-    "deaf",
-    "pg-restart",
-    "pg-crash",
-    "broker-restart",
-    "clock",
-)
+MIXED = "kill", "term", "stop", "terminate", "partition", "deaf", "pg-restart", "pg-crash", "broker-restart", "clock"
+KINDS = (*MIXED, "resign", "relay")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One kind of run.
+    """One kind of run; of all that it names, there are so many, or so many seconds between one and the next."""
 
-    Attributes:
-        faults: kinds of faults; each is made once before any comes again.
-        seconds: for how long clients send, and faults are made.
-        times: how many faults are made, spread over that time; with 0 it is as many as there is time for.
-        workers: how many stand for the election.
-        pool: of these workers.
-        scheduler: one of `SCHEDULERS`.
-        queues: on RabbitMQ, classic or quorum.
-        ttl: the election's.
-        poll: the workers' poll interval.
-        visibility_timeout: on Redis, after how many seconds what a dead worker had is given to another; all tasks are
-            then acknowledged late. None is Celery's hour.
-        entries: of the schedule, and how many seconds are between their slots.
-        notifying: how many clients send notifications, a durable and a raw one each time.
-        keys: of these notifications.
-        notification: how many seconds are between two of one client.
-        calling: tasks that clients send, and how many seconds are between two.
-        long: the share of these that take some time.
-        chains: the share of leader-only tasks that are chains of three.
-        later: the share of these that are sent with a countdown.
-        witnessed: whether slots and notifications go only to the witness, which is left alone.
-        on_leader: the share of faults that befall the leader, of those that befall a worker.
-        twice: how often the next leader is harmed as well, before all is well again.
-        aimed: whether faults come at due times of the schedule.
-
-    """
-
-    faults: Sequence[str]
-    seconds: float
-    times: int = 0
-    workers: int = 3
+    faults: Sequence[str]  # Each kind is made once before any comes again.
+    seconds: float  # For so long clients send, and faults are made.
+    times: int = 0  # So many faults are made, spread over that time; with 0, as many as there is time for.
+    on_leader: float = 1.0  # Of faults that befall a worker, this share befalls the leader.
+    twice: float = 0.0  # So often the next leader is harmed as well, before all is well again.
+    aimed: bool = False  # Faults come at due times of the schedule.
+    workers: int = 3  # They stand for the election.
     pool: str = "prefork"
     scheduler: str = "persistent"
     queues: str = "classic"
     ttl: float = 1.0
     poll: float = 0.2
-    visibility_timeout: float | None = None
-    entries: Mapping[str, float] = field(default_factory=dict)
-    notifying: int = 0
-    keys: int = 5
-    notification: float = 1.0
-    calling: Mapping[str, float] = field(default_factory=dict)
-    long: float = 0.1
-    chains: float = 0.0
-    later: float = 0.0
-    witnessed: bool = False
-    on_leader: float = 1.0
-    twice: float = 0.0
-    aimed: bool = False
+    visibility_timeout: float | None = None  # On Redis, with late acknowledgement; none is Celery's hour.
+    entries: Mapping[str, float] = field(default_factory=dict)  # Of the schedule.
+    notifying: int = 0  # Clients that send notifications, a durable and a raw one each time.
+    notification: float = 1.0  # For each of these clients.
+    keys: int = 5  # Of notifications.
+    calling: Mapping[str, float] = field(default_factory=dict)  # Tasks that clients send.
+    long: float = 0.1  # This share of tasks takes some time.
+    chains: float = 0.0  # This share of leader-only tasks is sent as a chain of three.
+    later: float = 0.0  # This share of them is sent with a countdown.
+    witnessed: bool = False  # Slots and notifications go to the witness only, which is left alone.
 
     @property
     def least(self) -> dict[str, int]:
@@ -105,20 +65,17 @@ class Scenario:
         """Return how many are sent at a pace, at least."""
         return round(self.seconds / pace)
 
-    def dump(self) -> str:
-        """Return it as text, for the environment of the programs."""
-        return json.dumps(dataclasses.asdict(self))
-
 
 def current() -> Scenario:
     """Return the scenario that this program takes part in, or the usual one."""
-    text = os.environ.get("CHAOS_SCENARIO")
-    return Scenario(**json.loads(text)) if text else SCENARIOS["mixed"]
+    return (
+        Scenario(**json.loads(os.environ["CHAOS_SCENARIO"])) if "CHAOS_SCENARIO" in os.environ else SCENARIOS["mixed"]
+    )
 
 
 SCENARIOS = {
     "mixed": Scenario(
-        faults=tuple(kind for kind in KINDS if kind not in {"resign", "relay"}),
+        faults=MIXED,
         seconds=60.0,
         workers=4,
         ttl=2.0,
@@ -147,8 +104,7 @@ SCENARIOS = {
         pool="solo",
         notifying=8,
         keys=100,
-        # 20,000 of them.
-        notification=0.096,
+        notification=0.096,  # 20,000 in all
         witnessed=True,
     ),
     "leading": Scenario(

@@ -18,7 +18,6 @@ def check(facts: Iterable[Fact]) -> Report:
     # A run in which nothing happens shows nothing.
     for what, least in story.run.get("least", {}).items():
         section, name = what.split(".")
-        number = getattr(report, section)[name]
-        if number < least:
+        if (number := getattr(report, section)[name]) < least:
             report.offences.append(f"too little: {what} is {number}, and not {least}")
     return report

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.chaos.check.deliveries import lost
 from tests.chaos.check.report import Report, in_ms
-from tests.chaos.check.story import PARTITIONS, Run, Story, about
+from tests.chaos.check.story import PARTITIONS, Run, Story, about, lost
 
 TASK = "chaos.lead"
 # Between the question whether this node leads and the first line of the task.
@@ -44,10 +43,8 @@ def _is_off_leader(story: Story, report: Report, run: Run) -> bool:
     # The worker asks, then begins; what happens in between is not promised.
     ends = [fact["at"] for fact in story.of("lost") if fact["term"] == run.term]
     ends += [fact["at"] for fact in story.faults if fact["kind"] == "stop" and fact["node"] == run.node]
-    if not any(0 <= run.began - end < BEGUN_WITHIN for end in ends):
-        return True
-    report.allowed["leader-only runs that began as trust ended"] += 1
-    return False
+    ending = any(0 <= run.began - end < BEGUN_WITHIN for end in ends)
+    return not _is_allowed(report, "began", {"as trust ended": ending})
 
 
 def _overlap(story: Story, report: Report, run: Run, runs: list[Run]) -> Run | None:
@@ -62,43 +59,34 @@ def _overlap(story: Story, report: Report, run: Run, runs: list[Run]) -> Run | N
         "was cut off": story.cut_off(run.node, run.began, over.began),
         "was late": any(fact["term"] == run.term and fact["reason"] == LATE for fact in story.of("lost")),
     }
-    way = next((way for way, it_was in ways.items() if it_was), None)
-    if way is None:
-        return over
-    report.allowed[f"leader-only runs that went on when their leader {way}"] += 1
-    return None
+    return None if _is_allowed(report, "went on when their leader", ways) else over
 
 
 def _repeats(story: Story, report: Report, runs: list[Run]) -> list[str]:
     """Return runs of a task that had been begun before, without a reason."""
     wrong = []
     earlier: dict[str, Run] = {}
-    after = {fact["name"]: fact.get("after") for fact in story.sent(TASK).values()}
+    after = {name: fact.get("after") for name, fact in story.sent(TASK).items()}
     repeated = set()
     for run in runs:
         name = run.about[0]
-        if name in earlier:
-            why = _why_repeated(story, earlier[name])
-            if why is None and after.get(name) in repeated:
-                why = "the link before was repeated"
+        before, earlier[name] = earlier.get(name), run
+        if before is not None:
+            ways = {**_ways_to_repeat(story, before), "the link before was repeated": after.get(name) in repeated}
             repeated.add(name)
-            if why is None:
-                wrong.append(f"repeated: {earlier[name]} and {run}")
-            else:
-                report.allowed[f"leader-only runs repeated since {why}"] += 1
-        earlier[name] = run
+            if not _is_allowed(report, "were repeated:", ways):
+                wrong.append(f"repeated: {before} and {run}")
     return wrong
 
 
-def _why_repeated(story: Story, before: Run) -> str | None:
-    if not before.done:
-        return "the worker died"
+def _ways_to_repeat(story: Story, before: Run) -> dict[str, bool]:
     # A delivery is of one connection to the broker, and can be acknowledged there only.
     came = [fact["at"] for fact in story.of("received") if fact["task"] == TASK and about(fact) == before.about]
     since = max((at for at in came if at <= before.began), default=before.began)
     solo = story.run.get("pool") == "solo"
     until = before.ended + (ACKNOWLEDGED_WITHIN_SOLO if solo else ACKNOWLEDGED_WITHIN)
-    ways = {
+    return {
+        "the worker died": not before.done,
         "an acknowledgement was lost": story.harmed(since, until, {"broker-restart"})
         or story.harmed(since, until, {"kill"}, before.node)
         or story.harmed(since, until, PARTITIONS, before.node, "broker")
@@ -107,7 +95,14 @@ def _why_repeated(story: Story, before: Run) -> str | None:
         "the worker was cut off": story.cut_off(before.node, since, until),
         "it was sent twice": any((fact["name"],) == before.about for fact in story.of("in doubt")),
     }
-    return next((way for way, it_was in ways.items() if it_was), None)
+
+
+def _is_allowed(report: Report, what: str, ways: dict[str, bool]) -> bool:
+    """Tell whether one of these ways of coming to it is true, and note the first that is."""
+    for way in (way for way, is_true in ways.items() if is_true):
+        report.allowed[f"leader-only runs that {what} {way}"] += 1
+        return True
+    return False
 
 
 def _to_first_start(story: Story, runs: list[Run]) -> list[float]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from tests.chaos.check.deliveries import lost, repeated, several_ids
 from tests.chaos.check.report import Report
-from tests.chaos.check.story import Run, Story
+from tests.chaos.check.story import Story, lost, repeated, several_ids
 from tests.chaos.history import Fact
 
 # Each is dispatched to both; the one that sees the order is left alone by the injector, and takes one after the other.
@@ -19,7 +18,9 @@ def check(story: Story, report: Report) -> None:
     once = {(task, name): fact for task in (HANDLER, WITNESS) for name, fact in story.sent(task).items()}
     sent, raw = {name: fact for (_, name), fact in once.items()}, story.sent(RAW)
     missing = lost(story, report, HANDLER, story.sent(HANDLER)) + lost(story, report, WITNESS, sent)
-    duplicates = [what for task in (HANDLER, WITNESS, RAW) for what in several_ids(story, task)]
+    duplicates = several_ids(story, HANDLER) + several_ids(story, WITNESS)
+    came = Counter(f["name"] for f in story.of("received") if f["task"] == RAW and not f["redelivered"])
+    duplicates += [f"{name} was dispatched {number} times" for name, number in came.items() if number > 1]
     duplicates += repeated(story, report, [run for run in story.runs if (run.task, run.about[0]) in once])
     disorder = _out_of_order(story, sent)
     deliveries = [(fact["task"], fact["id"]) for fact in story.of("received") if fact["task"] in {HANDLER, WITNESS}]
@@ -37,12 +38,9 @@ def check(story: Story, report: Report) -> None:
         raw_heard_twice=sum(number > 1 for number in heard.values()),
     )
     dead = [f"{fact['name']} is a dead letter: {fact['error']}" for fact in story.of("dead letter")]
-    made_up = [f"{run} was never committed" for run in story.runs if run.done and _is_made_up(run, sent)]
+    done = [run for run in story.runs if run.done and run.task in {HANDLER, WITNESS}]
+    made_up = [f"{run} was never committed" for run in done if run.about[0] not in sent]
     report.offences += [f"notifications: {what}" for what in (*missing, *duplicates, *disorder, *dead, *made_up)]
-
-
-def _is_made_up(run: Run, sent: dict[str, Fact]) -> bool:
-    return run.task in {HANDLER, WITNESS} and run.about[0] not in sent
 
 
 def _out_of_order(story: Story, sent: dict[str, Fact]) -> list[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from itertools import pairwise
 from typing import TypeAlias
 
-from tests.chaos.check.deliveries import repeated, several_ids
 from tests.chaos.check.report import Report
-from tests.chaos.check.story import LOST_ON_THE_WAY, UNKNOWN, Story
+from tests.chaos.check.story import LOST_ON_THE_WAY, UNKNOWN, Story, repeated, several_ids
 from tests.chaos.history import Fact
 
 TASK = "chaos.tick"
@@ -39,11 +37,16 @@ def check(story: Story, report: Report) -> None:
     unaccounted += [
         f"{_words(slot_of(row))} was never published" for row in rows if row["state"] == "claimed" and row["old"]
     ]
-    unaccounted += _not_received(story, report, rows)
-    first_deliveries = [slot_of(fact) for fact in _received(story) if not fact["redelivered"]]
-    report.slots["republished"] = len(first_deliveries) - len(set(first_deliveries))
+    deliveries = [fact for fact in story.of("received") if fact["task"] == TASK]
+    received = {slot_of(fact) for fact in deliveries}
+    unaccounted += _not_received(story, report, received)
+    first = [slot_of(fact) for fact in deliveries if not fact["redelivered"]]
+    report.slots["republished"] = len(first) - len(set(first))
     duplicates = [f"{_words(slot)} is in the ledger {number} times" for slot, number in accounted.items() if number > 1]
-    duplicates += _never_claimed(story, entries, accounted)
+    # Later ones came when the ledger had been copied.
+    last = {name: _micros(entry["last_slot"] or 0.0) for name, entry in entries.items()}
+    early = {slot for slot in received if slot[1] <= last.get(slot[0], 0)}
+    duplicates += [f"{_words(slot)} was sent and never claimed" for slot in early if slot not in accounted]
     duplicates += several_ids(story, TASK)
     runs = story.runs_of(TASK)
     duplicates += repeated(story, report, [run for run in runs if run.about[0] in DEDUPLICATED])
@@ -51,29 +54,13 @@ def check(story: Story, report: Report) -> None:
     report.offences += [f"slots: {what}" for what in (*unaccounted, *duplicates, *_overlapping(story, report))]
 
 
-def _received(story: Story) -> list[Fact]:
-    return [fact for fact in story.of("received") if fact["task"] == TASK]
-
-
-def _not_received(story: Story, report: Report, rows: list[Fact]) -> list[str]:
-    published = [slot_of(row) for row in rows if row["state"] == "published"]
-    received = {slot_of(fact) for fact in _received(story)}
+def _not_received(story: Story, report: Report, received: set[Slot]) -> list[str]:
+    published = [slot_of(row) for row in story.of("ledger slot") if row["state"] == "published"]
     missing = [slot for slot in published if slot not in received]
     if missing and story.on_redis:
         report.allowed[LOST_ON_THE_WAY] += len(missing)
         return []
     return [f"{_words(slot)} was published and never came" for slot in missing]
-
-
-def _never_claimed(story: Story, entries: dict[str, Fact], accounted: Counter[Slot]) -> list[str]:
-    # Later ones came when the ledger had been copied.
-    last = {name: _micros(entry["last_slot"] or 0.0) for name, entry in entries.items()}
-    received = {slot_of(fact) for fact in _received(story)}
-    return [
-        f"{_words(slot)} was sent and never claimed"
-        for slot in received
-        if slot[1] <= last.get(slot[0], 0) and slot not in accounted
-    ]
 
 
 def _overlapping(story: Story, report: Report) -> list[str]:
@@ -89,21 +76,17 @@ def _overlapping(story: Story, report: Report) -> list[str]:
     return wrong
 
 
-def _due(entry: Fact) -> Iterator[Slot]:
-    """Give the slots of an entry up to the last one that is accounted for."""
+def _due(entry: Fact) -> list[Slot]:
+    """Return the slots of an entry up to the last one that is accounted for."""
     step = _micros(STEPS[entry["entry"]])
     first = 0 if entry["entry"] == "minute" else _micros(entry["anchor"])
     since, last = _micros(entry["since"]), _micros(entry["last_slot"] or entry["since"])
-    instant = first + (max(0, since - first) // step + 1) * step
-    while instant <= last:
-        yield entry["entry"], instant
-        instant += step
+    return [(entry["entry"], at) for at in range(first + (max(0, since - first) // step + 1) * step, last + 1, step)]
 
 
-def _slots_of(row: Fact) -> Iterator[Slot]:
-    step = _micros(STEPS[row["entry"]])
-    for instant in range(_micros(row["slot"]), _micros(row["through"]) + 1, step):
-        yield row["entry"], instant
+def _slots_of(row: Fact) -> list[Slot]:
+    instants = range(_micros(row["slot"]), _micros(row["through"]) + 1, _micros(STEPS[row["entry"]]))
+    return [(row["entry"], at) for at in instants]
 
 
 def slot_of(fact: Fact) -> Slot:

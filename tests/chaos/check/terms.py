@@ -7,7 +7,6 @@ from itertools import combinations, pairwise
 
 from tests.chaos.check.report import Report, in_ms
 from tests.chaos.check.story import PARTITIONS, POSTGRES, Story
-from tests.chaos.history import Fact
 
 Window = tuple[float, float]
 # What costs a leader its lead.
@@ -48,15 +47,12 @@ def _look_at_failovers(story: Story, report: Report) -> None:
     report.faults = Counter(fact["kind"] for fact in story.faults)
     seconds: dict[str, list[float]] = defaultdict(list)
     for fault in story.faults:
-        if fault["term"] is not None and (fault["kind"] in COSTLY or _cuts_off(fault)):
+        # Others keep a leader from Postgres.
+        cut_off = fault["kind"] in PARTITIONS and fault["link"] == "postgres" and fault.get("how") != "slow"
+        if fault["term"] is not None and (fault["kind"] in COSTLY or cut_off):
             later = [f["at"] for f in story.gained if f["term"] > fault["term"] and f["at"] >= fault["began"]]
             if later:
                 seconds[fault["kind"]].append(min(later) - fault["began"])
             else:
                 report.offences.append(f"terms: none came after {fault['kind']} of the leader of {fault['term']}")
     report.failover_ms = in_ms(seconds)
-
-
-def _cuts_off(fault: Fact) -> bool:
-    """Tell whether it keeps a leader from Postgres."""
-    return fault["kind"] in PARTITIONS and fault["link"] == "postgres" and fault.get("how") != "slow"
