@@ -78,6 +78,7 @@ class Connection(Line):
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Disconnect."""
         self.lose()
 
     def ensure_connection(self, **_: Any) -> None:

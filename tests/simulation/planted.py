@@ -61,6 +61,11 @@ def bug(target: Any, key: Any, *more: tuple[Any, Any, Broken], found_by: str = "
     return register
 
 
+def share(count: int, seed: int) -> list[str]:
+    """Return every `count`-th bug, beginning with that of number `seed` modulo `count`."""
+    return [name for number, name in enumerate(BUGS) if number % count == seed % count]
+
+
 @contextmanager
 def planted(name: str) -> Iterator[None]:
     """Have a bug inside of the block."""
