@@ -19,12 +19,12 @@ BEFORE = ("kill", "hang", "pause", "reset", "cut")
 WITHIN = ("slow", "slow", "slow", "terminate", "crash", "kill")
 ANSWER = ("kill", "hang", "pause", "reset", "cut", "lag", "fade", "crash")
 STAGES = {"before": BEFORE, "within": WITHIN, "commit": WITHIN, "answer": ANSWER}
-ELECTION = ("CONNECT", "take_place", "await_lock", "mint", "mint", "renew", "renew", "renew", "release")
+ELECTION = ("CONNECT", "take_place", "await_lock", "mint_term", "mint_term", "renew", "renew", "renew", "release")
 BEAT = ("claim", "settle", "claimed", "entries", "register", "PUBLISH", "BROKER")
 WORK = ("RUN", "try_turn", "sign_of_life", "BROKER")
 RELAY = ("waiting", "newest", "dispatched", "PUBLISH", "BROKER")
 # In which something is written, so that it can be held up in the middle, and before its commit.
-WRITES = {"mint", "release", "claim", "settle", "register", "dispatched"}
+WRITES = {"mint_term", "release", "claim", "settle", "register", "dispatched"}
 # Between hearing of something and acting upon it.
 HEARD = 0.01
 # After which nobody knows what a process still does.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partialmethod
 from typing import Any, TypeAlias
 from unittest.mock import patch
 
@@ -24,7 +24,7 @@ from celery_pgleader.store import Outcome
 from celery_pgleader.tasks import run_guard, turn
 from celery_pgleader.worker import participant
 from tests.simulation import twins
-from tests.simulation.postgres import SHARE, Session, Steps, Transaction
+from tests.simulation.postgres import SHARE, Session
 from tests.simulation.server import ClientSession
 from tests.simulation.world import Datetime
 
@@ -59,6 +59,11 @@ def bug(target: Any, key: Any, *more: tuple[Any, Any, Broken], found_by: str = "
         return broken
 
     return register
+
+
+def share(count: int, seed: int) -> list[str]:
+    """Return every `count`-th bug, beginning with that of number `seed` modulo `count`."""
+    return [name for number, name in enumerate(BUGS) if number % count == seed % count]
 
 
 @contextmanager
@@ -116,11 +121,11 @@ def a_leader_is_known_by_its_name(_real: Any) -> Any:
     return "select 1 from pg_stat_activity where application_name = 'pgleader leader ' || %(node)s"
 
 
-@bug(twins.TWINS, "take_place")
-def a_successor_is_not_watched(real: twins.Twin) -> Any:
-    def take_place(tx: Transaction, *rest: Any) -> Steps:
-        rows = yield from real(tx, *rest)
-        tx.session.idle_timeout = None
+@bug(twins.OfElection, "take_place")
+def a_successor_is_not_watched(real: Any) -> Any:
+    def take_place(self: twins.Twin, *keys: int) -> Any:
+        rows = real(self, *keys)
+        self.session.idle_timeout = None
         return rows
 
     return take_place
@@ -129,33 +134,33 @@ def a_successor_is_not_watched(real: twins.Twin) -> Any:
 # The ledger.
 
 
-@bug(twins, "fence")
+@bug(twins.OfStore, "fence")
 def no_look_at_the_term(_real: Any) -> Any:
-    def fence(tx: Transaction, p: Any) -> Any:
-        tx.fenced = p.election, p.term
-        return tx.view("elections").get(p.election)
+    def fence(self: twins.Twin) -> Any:
+        self.tx.fenced = self.p.election, self.p.term
+        return self.tx.view("elections").get(self.p.election)
         yield
 
     return fence
 
 
-def _fence_of_a_snapshot(tx: Transaction, p: Any, *, share: bool) -> Any:
-    tx.fenced = p.election, p.term
-    row = tx.view("elections").get(p.election)
+def _fence_of_a_snapshot(self: twins.Twin, *, share: bool) -> Any:
+    self.tx.fenced = self.p.election, self.p.term
+    row = self.tx.view("elections").get(self.p.election)
     yield None
     if share:
-        yield from tx.lock_row("elections", p.election, SHARE)
-    return row if row is not None and row["term"] == p.term else None
+        yield from self.tx.lock_row("elections", self.p.election, SHARE)
+    return row if row is not None and row["term"] == self.p.term else None
 
 
-@bug(twins, "fence")
+@bug(twins.OfStore, "fence")
 def no_for_share(_real: Any) -> Any:
-    return partial(_fence_of_a_snapshot, share=False)
+    return partialmethod(_fence_of_a_snapshot, share=False)
 
 
-@bug(twins, "fence")
+@bug(twins.OfStore, "fence")
 def an_old_snapshot(_real: Any) -> Any:
-    return partial(_fence_of_a_snapshot, share=True)
+    return partialmethod(_fence_of_a_snapshot, share=True)
 
 
 # The schedule.
@@ -221,12 +226,11 @@ def deleted_before_it_is_dispatched(real: Any) -> Any:
     return dispatch
 
 
-@bug(twins.TWINS, "notify")
-def nobody_is_woken(real: twins.Twin) -> Any:
-    def notify(tx: Transaction, *rest: Any) -> Steps:
-        with patch.object(tx, "try_lock", lambda *_: True):
-            rows = yield from real(tx, *rest)
-        return rows
+@bug(twins.OfStore, "notify")
+def nobody_is_woken(real: Any) -> Any:
+    def notify(self: twins.Twin) -> Any:
+        with patch.object(self.tx, "try_lock", lambda *_: True):
+            return (yield from real(self))
 
     return notify
 

@@ -491,6 +491,11 @@ class Clock:
         return _present.process.time()
 
 
+def chance() -> float:
+    """Take the place of `random.random`."""
+    return _present.random.random()
+
+
 class Datetime(datetime):
     """Takes the place of `datetime.datetime` where the present is asked for."""
 
