@@ -8,7 +8,6 @@ import json
 import string
 import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -42,7 +41,6 @@ from example_app.servers import EmbeddedValkey
 from tests.support.eventually import eventually
 from tests.support.rabbitmq import RabbitMQ
 
-MUCH = 25_000
 FOREVER = float("inf")
 ORDERS: Mapping[str, tuple[Route, ...]] = {"orders": (Route("shop.on_order"),)}
 
@@ -147,6 +145,12 @@ class Office:
     def await_empty(self, timeout: float = 30.0) -> None:
         """Wait until nothing waits."""
         eventually(lambda: not ask(self.database, "select 1 from pgleader.notifications limit 1"), timeout)
+
+
+@pytest.fixture(autouse=True)
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what failed, and an absent broker, tried again ten times as soon."""
+    monkeypatch.setattr("celery_pgleader.notifications.relay.FIRST_REST", 0.02)
 
 
 @pytest.fixture
@@ -468,8 +472,8 @@ def test_what_python_cannot_read_is_a_dead_letter(office: Office) -> None:
     assert all("the payload cannot be read" in error for error in errors), errors
 
 
-@settings(thrown, max_examples=60)
-@given(payloads=st.lists(values, min_size=1, max_size=5))
+@settings(thrown, max_examples=15)
+@given(payloads=st.lists(values, min_size=4, max_size=20))
 def test_any_payload_reaches_the_broker(throughout: Office, payloads: list[Any]) -> None:
     """Through the relay, in order."""
     sent = []
@@ -717,7 +721,7 @@ def test_a_broker_that_is_full_is_waited_for(database: str, own_valkey: Embedded
         send(office, 1, 2, 3, key="k")
         send(office, 4)
         tries = client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
-        eventually(lambda: client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"] > tries + 10)
+        eventually(lambda: client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"] > tries + 6)
         assert len(waiting(database)) == 4
         assert ask(database, "select 1 from pgleader.notifications where attempts > 0") == []
         client.config_set("maxmemory", "0")
@@ -751,10 +755,10 @@ def amqp_office(database: str, rabbitmq: str) -> Iterator[Office]:
 @pytest.mark.xdist_group("rabbitmq")
 def test_on_rabbitmq_a_batch_arrives_in_order(amqp_office: Office) -> None:
     """Though nobody waits for each confirmation."""
-    send(amqp_office, *range(1_200), key="k")
+    send(amqp_office, *range(700), key="k")
     amqp_office.lead(ORDERS)
     amqp_office.await_empty()
-    assert taken(amqp_office.broker, amqp_office.queue) == list(range(1_200))
+    assert taken(amqp_office.broker, amqp_office.queue) == list(range(700))
 
 
 @pytest.mark.xdist_group("rabbitmq")
@@ -848,32 +852,34 @@ def limit_messages(node: RabbitMQ, size: int) -> None:
 # Backlogs
 
 
-def test_a_backlog_of_one_key_starves_nobody(office: Office) -> None:
-    """Two hundred thousand of them; what comes meanwhile, of other keys, passes, and memory stays flat."""
-    number = 200_000
+@pytest.mark.parametrize("number", [40_000, pytest.param(200_000, marks=pytest.mark.long)])
+def test_a_backlog_of_one_key_starves_nobody(office: Office, number: int) -> None:
+    """What comes meanwhile, of other keys, passes it within a few batches, and memory stays flat."""
     ask(
         office.database,
         "insert into pgleader.notifications (channel, key, payload)"
-        " select 'orders', 'backlog', jsonb_build_object('id', g, 'text', repeat('x', 200))"
+        " select 'orders', 'backlog', jsonb_build_object('id', g, 'text', repeat('x', 500))"
         " from generate_series(1, %s) g",
         number,
     )
     with redis.Redis.from_url(office.broker) as client:
         # Nobody looks at those of the backlog one by one.
         office.lead({**ORDERS, "fresh": (Route("shop.log", queue="fresh"),)})
-        eventually(lambda: client.llen("celery") > 5_000)
+        eventually(lambda: client.llen("celery") > number / 40)
         process = psutil.Process()
         before = process.memory_info().rss
-        latencies = []
+        waited_for = []
         for fresh in range(10):
-            began = time.monotonic()
+            came = client.llen("celery")
             send(office, fresh, channel="fresh", key=f"fresh {fresh}")
             eventually(lambda fresh=fresh: client.llen("fresh") > fresh)  # type: ignore[misc]  # of this round
-            latencies.append(time.monotonic() - began)
-        eventually(lambda: client.llen("celery") > MUCH, 120)
+            waited_for.append(client.llen("celery") - came)
+        eventually(lambda: client.llen("celery") > number / 8)
         ((left,),) = ask(office.database, "select count(*) from pgleader.notifications")
         assert left > number / 2, "it goes on still"
         grown = process.memory_info().rss - before
         office.stop()
-    assert max(latencies) < 5
-    assert grown < 30_000_000
+    print(f"behind {waited_for} of the backlog; {grown} bytes more")
+    assert max(waited_for) < 2_000
+    # Half of what the backlog takes as text.
+    assert grown < number * 270

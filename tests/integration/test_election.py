@@ -27,6 +27,7 @@ from tests.support.fleet import Fleet, Member, gathered
 
 PATIENCE = 30.0
 LOCK = 4242
+DEFAULT_POLL = Config(database_url="host=127.0.0.1").poll_interval
 
 
 class Standing:
@@ -160,16 +161,18 @@ def test_two_crashes_in_a_row(fleet: Fleet, database: str) -> None:
 def test_a_stopped_leader_is_replaced_and_refuses_to_act(fleet: Fleet, database: str) -> None:
     """SIGSTOP: the server frees the lock by itself within the ttl; SIGCONT: the old leader trusts itself no more."""
     leader = ready(fleet, 3, database)
-    stopped_at = time.monotonic()
+    stopped_at = time.time()
     leader.process.send_signal(signal.SIGSTOP)
     eventually(lambda: [m for m in fleet.members if m is not leader and m.leads], timeout=PATIENCE)
-    assert time.monotonic() - stopped_at < 2 + 1, "the lock must be free within ttl + 1 s"
+    (successor,) = [m for m in fleet.members if m is not leader and m.leads]
+    assert successor.facts("leader")[-1]["at"] - stopped_at < 2 + 1, "the lock must be free within ttl + 1 s"
 
     leader.process.send_signal(signal.SIGCONT)
     leader.send(ask=True)
     eventually(lambda: leader.facts("trusted"), timeout=PATIENCE)
     assert [fact["value"] for fact in leader.facts("trusted")] == [False]
     eventually(lambda: not leader.leads, timeout=PATIENCE)
+    assert successor.leads
 
 
 def test_a_stopped_successor_gives_its_place_and_lock_up(fleet: Fleet, database: str) -> None:
@@ -503,10 +506,19 @@ def test_incident_2_two_nodes_of_one_host_are_told_apart(standing: Callable[...,
     group.assert_sound()
 
 
-def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
-    """A leader and ten followers: a connection each, under five statements a second in all, 0.2 from the idlest."""
+@pytest.mark.parametrize(
+    ("poll_interval", "seconds"), [(2.0, 6.0), pytest.param(DEFAULT_POLL, 30.0, marks=pytest.mark.long)]
+)
+def test_idle_cost(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres, poll_interval: float, seconds: float
+) -> None:
+    """A leader and ten followers: a connection each, under five statements a second in all, 0.2 from the idlest.
+
+    Of followers that ask more often, more in the same measure.
+    """
     url = own_postgres.url()
-    group = standing(url)
+    more = DEFAULT_POLL / poll_interval
+    group = standing(url, poll_interval=poll_interval)
     for number in range(11):
         group.add(f"node{number}")
     group.await_leader()
@@ -515,7 +527,6 @@ def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPost
     one(url, "alter system set log_line_prefix = '%p '")
     one(url, "alter system set log_statement = 'all'")
     one(url, "select pg_reload_conf()")
-    seconds = 30.0
     begin = len(own_postgres.log.read_text(errors="replace").splitlines())
     threading.Event().wait(seconds)
     lines = own_postgres.log.read_text(errors="replace").splitlines()[begin:]
@@ -525,7 +536,7 @@ def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPost
         sessions = {pid for pid, _ in connection.execute(query).fetchall()}
     assert len(sessions) == 11
     sent = Counter(pid for pid in pids if pid in sessions)
-    assert 1 <= sum(sent.values()) / seconds < 5, sent
+    assert 1 <= sum(sent.values()) / seconds < 5 * more, sent
     waiting = {seat.backend_pid for seat in observe(group.config)}
-    assert all(sent[pid] / seconds < 0.2 for pid in sessions if pid not in waiting), sent
+    assert all(sent[pid] / seconds < 0.2 * more for pid in sessions if pid not in waiting), sent
     print(f"{sum(sent.values()) / seconds:.2f} statements a second from {len(sessions)} sessions: {sent}")

@@ -338,11 +338,13 @@ def test_the_grafana_dashboard_refers_to_metrics_that_exist() -> None:
     assert variables <= known()
 
 
-def test_a_scrape_of_a_million_slots(scraped: Scraped) -> None:
-    """It takes little longer than that of an empty ledger."""
+@pytest.mark.parametrize("slots", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_a_scrape_of_a_million_slots(scraped: Scraped, slots: int) -> None:
+    """It takes little longer than that of an empty ledger. There are so many slots of each of a thousand entries."""
     scraped.lead("celery@a")
     before = quickest_scrape(scraped)
-    execute(scraped.config.database_url, *MANY, MANY_NODES)
+    many = [statement.replace("(0, 999)", f"(0, {slots - 1})") for statement in MANY]
+    execute(scraped.config.database_url, *many, MANY_NODES)
     scraped.scrape()
     after = quickest_scrape(scraped)
     print(f"a scrape takes {after * 1000:.1f} ms, and {before * 1000:.1f} ms without slots")

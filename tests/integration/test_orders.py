@@ -101,6 +101,13 @@ class Shop:
         return self.root.execute("select node, reason from pgleader.terms order by term").fetchall()
 
 
+@pytest.fixture(autouse=True)
+def short_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a leader look more often, and a better one wait less, than in a worker."""
+    monkeypatch.setattr(steward, "LOOK_EVERY", 0.3)
+    monkeypatch.setattr(steward, "LEAST_TERM", 1.0)
+
+
 @pytest.fixture
 def shop(database: str) -> Iterator[Shop]:
     """Give an election."""
