@@ -18,7 +18,7 @@ HOUR = 3600
 
 
 @pytest.mark.parametrize("pause", [10 * LOOK_EVERY, pytest.param(LOOK_EVERY, marks=pytest.mark.long)])
-def test_an_hour_of_updates_takes_no_more_memory(pause: float) -> None:
+def test_updates_take_no_more_memory_after_an_hour(pause: float) -> None:
     """Two hours for somebody who looks: the second, in which the charts have all that they will, adds nothing."""
     updates = round(HOUR / pause)
     desk, page = Desk(), make_page()
