@@ -140,7 +140,7 @@ def ready(fleet: Fleet, count: int, url: str) -> Member:
     return leader
 
 
-def test_a_crash_passes_the_lead_on(fleet: Fleet, database: str) -> None:
+def test_successor_leads_after_a_crash(fleet: Fleet, database: str) -> None:
     """`kill -9` of the leader: a successor leads, in a higher term."""
     ready(fleet, 3, database).kill()
     fleet.await_leader()
@@ -148,7 +148,7 @@ def test_a_crash_passes_the_lead_on(fleet: Fleet, database: str) -> None:
     assert not fleet.overlaps
 
 
-def test_two_crashes_in_a_row(fleet: Fleet, database: str) -> None:
+def test_second_successor_leads_after_two_crashes(fleet: Fleet, database: str) -> None:
     """A leader that dies as soon as it has taken office is replaced by the other successor."""
     ready(fleet, 5, database).kill()
     fleet.await_leader().kill()
@@ -158,7 +158,7 @@ def test_two_crashes_in_a_row(fleet: Fleet, database: str) -> None:
     assert not fleet.overlaps
 
 
-def test_a_stopped_leader_is_replaced_and_refuses_to_act(fleet: Fleet, database: str) -> None:
+def test_stopped_leader_is_replaced_and_refuses_to_act(fleet: Fleet, database: str) -> None:
     """SIGSTOP: the server frees the lock by itself within the ttl; SIGCONT: the old leader trusts itself no more."""
     leader = ready(fleet, 3, database)
     stopped_at = time.time()
@@ -175,7 +175,7 @@ def test_a_stopped_leader_is_replaced_and_refuses_to_act(fleet: Fleet, database:
     assert successor.leads
 
 
-def test_a_stopped_successor_gives_its_place_and_lock_up(fleet: Fleet, database: str) -> None:
+def test_stopped_successor_loses_its_place_and_lock(fleet: Fleet, database: str) -> None:
     """A successor that hangs is granted the lock like any other; the server takes it away again."""
     leader = ready(fleet, 2, database)
     (successor,) = [member for member in fleet.members if member is not leader]
@@ -189,7 +189,7 @@ def test_a_stopped_successor_gives_its_place_and_lock_up(fleet: Fleet, database:
     assert [fact["value"] for fact in successor.facts("trusted")] == [False]
 
 
-def test_resigning_hands_over(standing: Callable[..., Standing], database: str) -> None:
+def test_resigning_leader_is_replaced(standing: Callable[..., Standing], database: str) -> None:
     """Who resigns is followed by another, and stands back for a while."""
     group = standing(database)
     for node in "abc":
@@ -203,7 +203,7 @@ def test_resigning_hands_over(standing: Callable[..., Standing], database: str) 
     group.assert_sound()
 
 
-def test_a_lone_node_that_resigns_leads_again(standing: Callable[..., Standing], database: str) -> None:
+def test_lone_node_leads_again_after_resigning(standing: Callable[..., Standing], database: str) -> None:
     """With nobody to hand over to, standing back ends."""
     group = standing(database, ttl=1)
     leader = group.add("alone")
@@ -214,7 +214,7 @@ def test_a_lone_node_that_resigns_leads_again(standing: Callable[..., Standing],
     group.assert_sound()
 
 
-def test_stopping_hands_over(standing: Callable[..., Standing], database: str) -> None:
+def test_stopping_leader_is_replaced(standing: Callable[..., Standing], database: str) -> None:
     """A clean stop frees the lock at once, and stopping twice is harmless."""
     group = standing(database)
     for node in "ab":
@@ -226,7 +226,9 @@ def test_stopping_hands_over(standing: Callable[..., Standing], database: str) -
     group.assert_sound()
 
 
-def test_incident_6_pg_terminate_backend(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_6_leader_steps_down_when_its_session_is_ended(
+    standing: Callable[..., Standing], database: str
+) -> None:
     """The lock session is ended by an operator: step down, and be replaced (leoflow#1199)."""
     group = standing(database, ttl=2)
     for node in "abc":
@@ -248,7 +250,7 @@ def test_incident_6_pg_terminate_backend(standing: Callable[..., Standing], data
     }
 
 
-def test_a_farewell_is_heard_while_an_answer_is_waited_for(database: str) -> None:
+def test_end_of_the_session_is_noticed_during_a_renewal(database: str) -> None:
     """A leader whose session was ended during a renewal begins nothing, even before its elector has read why."""
     with open_session(database, "pgleader test", unresponsive_after=2) as session:
         session.open_line()
@@ -263,7 +265,9 @@ def test_a_farewell_is_heard_while_an_answer_is_waited_for(database: str) -> Non
         eventually(lambda: not session.is_quiet(asked=True), timeout=PATIENCE)
 
 
-def test_a_renewal_that_begins_meanwhile_is_no_farewell(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_to_a_renewal_is_not_taken_for_the_end_of_the_session(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its answer may be there by the time at which somebody looks who has asked before it began."""
     lock = LockSession.open(Config(database_url=database), "node")
     session = lock._session  # noqa: SLF001 - it has to be slow in the one moment that counts
@@ -294,7 +298,7 @@ class LeakySession(LockSession):
         return super().renew(backend_pid, seconds)
 
 
-def test_incident_1_a_lock_taken_away_is_noticed(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_1_lost_lock_is_noticed(standing: Callable[..., Standing], database: str) -> None:
     """A leader whose session lives but holds the lock no more steps down at its next renewal (oban#1488)."""
     group = standing(database, ttl=1)
     group.add("alone", open_session=LeakySession.open)
@@ -303,7 +307,7 @@ def test_incident_1_a_lock_taken_away_is_noticed(standing: Callable[..., Standin
     group.assert_sound()
 
 
-def test_incident_8_a_timed_out_wait_strands_no_lock(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_8_abandoned_wait_leaves_no_lock(standing: Callable[..., Standing], database: str) -> None:
     """A successor that gives up while the server grants it the lock leaves no lock behind (GreptimeDB#7670)."""
     group = standing(database)
     first = group.add("first")
@@ -318,7 +322,9 @@ def test_incident_8_a_timed_out_wait_strands_no_lock(standing: Callable[..., Sta
         first = group.await_leader()
 
 
-def test_a_server_restart_is_survived(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
+def test_election_survives_a_restart_of_the_server(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
+) -> None:
     """Everybody's session ends; everybody comes back, and one leads, in a higher term."""
     group = standing(own_postgres.url(), ttl=2)
     for node in "abc":
@@ -338,9 +344,7 @@ def test_a_server_restart_is_survived(standing: Callable[..., Standing], own_pos
     assert len(gained) >= 3
 
 
-def test_a_crash_of_the_server_repeats_no_term(
-    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
-) -> None:
+def test_crash_of_the_server_repeats_no_term(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
     """The server crashes as soon as a term is minted: it must be in the log by then."""
     numbers = []
     for _ in range(4):
@@ -354,7 +358,7 @@ def test_a_crash_of_the_server_repeats_no_term(
     assert numbers == sorted(set(numbers))
 
 
-def test_a_server_that_is_away_is_waited_for(
+def test_absent_server_is_waited_for(
     standing: Callable[..., Standing], own_postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An elector starts without its database, says so once, and stands as soon as it is there."""
@@ -369,7 +373,7 @@ def test_a_server_that_is_away_is_waited_for(
     group.await_leader()
 
 
-def test_a_server_gone_deaf_is_not_trusted(standing: Callable[..., Standing], database: str, proxied: Any) -> None:
+def test_unanswered_renewals_end_trust(standing: Callable[..., Standing], database: str, proxied: Any) -> None:
     """Renewals that get no answer end the term when the trust window ends, not when TCP gives up."""
     url, proxy = proxied(database)
     group = standing(url, ttl=2)
@@ -386,7 +390,9 @@ def test_a_server_gone_deaf_is_not_trusted(standing: Callable[..., Standing], da
     proxy.restore()
 
 
-def test_waiting_leaves_no_trace_in_the_log(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
+def test_election_writes_no_errors_to_the_servers_log(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
+) -> None:
     """Many slices, handovers and stops, and not one line of error, warning or lock wait."""
     url = own_postgres.url()
     one(url, "alter system set log_lock_waits = on")
@@ -426,7 +432,9 @@ def eventually_count_slices(url: str, at_least: int) -> int:
     return len(seen)
 
 
-def test_vacuum_and_concurrent_indexes_are_not_held_up(standing: Callable[..., Standing], database: str) -> None:
+def test_election_does_not_hold_up_vacuum_or_concurrent_indexes(
+    standing: Callable[..., Standing], database: str
+) -> None:
     """However many wait for the lock, old snapshots are gone within a second."""
     one(database, "create table t as select generate_series(1, 10000) as n")
     group = standing(database)
@@ -447,9 +455,7 @@ def test_vacuum_and_concurrent_indexes_are_not_held_up(standing: Callable[..., S
     eventually(dead_rows_go, timeout=PATIENCE)
 
 
-def test_a_role_that_may_only_log_in_can_elect(
-    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
-) -> None:
+def test_role_with_login_only_can_elect(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
     """No table, no schema, no right beyond LOGIN."""
     one(own_postgres.url(), "create role plain login")
     one(own_postgres.url(), "create database shop")
@@ -484,7 +490,7 @@ def test_hostile_defaults_do_no_harm(standing: Callable[..., Standing], database
     assert len(group.changes) == 1
 
 
-def test_elections_do_not_disturb_each_other(standing: Callable[..., Standing], database: str) -> None:
+def test_elections_are_independent(standing: Callable[..., Standing], database: str) -> None:
     """Each name has its own leader; so has each explicit lock."""
     groups = [standing(database, election="a"), standing(database, election="b"), standing(database, lock=7)]
     for group in groups:
@@ -495,7 +501,7 @@ def test_elections_do_not_disturb_each_other(standing: Callable[..., Standing], 
         group.assert_sound()
 
 
-def test_incident_2_two_nodes_of_one_host_are_told_apart(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_2_nodes_with_the_same_name_are_told_apart(standing: Callable[..., Standing], database: str) -> None:
     """Leadership is a session's, not a name's: of two nodes called the same, one leads (oban-py#32)."""
     group = standing(database)
     group.add("same")
@@ -509,7 +515,7 @@ def test_incident_2_two_nodes_of_one_host_are_told_apart(standing: Callable[...,
 @pytest.mark.parametrize(
     ("poll_interval", "seconds"), [(2.0, 6.0), pytest.param(DEFAULT_POLL, 30.0, marks=pytest.mark.long)]
 )
-def test_idle_cost(
+def test_idle_election_sends_few_statements(
     standing: Callable[..., Standing], own_postgres: EmbeddedPostgres, poll_interval: float, seconds: float
 ) -> None:
     """A leader and ten followers: a connection each, under five statements a second in all, 0.2 from the idlest.

@@ -329,7 +329,7 @@ def test_only_the_leader_handles_notifications(electorate: Electorate) -> None:
     assert ears["second"].heard == ["to the second"]
 
 
-def test_a_database_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elector_needs_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a database an elector is refused, in words that name the setting."""
     for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
@@ -338,7 +338,7 @@ def test_a_database_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         LeaderElector()
 
 
-def test_only_the_database_is_needed(electorate: Electorate) -> None:
+def test_elector_needs_nothing_but_a_database(electorate: Electorate) -> None:
     """Neither lock nor channels nor callback must be given."""
     with LeaderElector(electorate.database) as elector:
         assert elector.leadership.wait(PATIENCE) is not None
@@ -421,7 +421,7 @@ def test_bad_channels_are_refused(channels: Any, words: str) -> None:
         LeaderElector("host=127.0.0.1", channels=channels)
 
 
-def test_election_works_without_channels(electorate: Electorate) -> None:
+def test_elector_leads_without_channels(electorate: Electorate) -> None:
     """An elector without channels is elected, and tells so."""
     changes: list[bool] = []
     leader = electorate.leader(on_leadership_change=changes.append)
@@ -432,7 +432,7 @@ def test_election_works_without_channels(electorate: Electorate) -> None:
     assert len(electorate.sessions()) == 1
 
 
-def test_one_of_two_leads_without_channels(electorate: Electorate) -> None:
+def test_one_of_two_electors_leads_without_channels(electorate: Electorate) -> None:
     """Of two electors without channels one leads, and the other is not told anything."""
     changes: dict[str, list[bool]] = {"first": [], "second": []}
     first = electorate.leader("first", ttl=2.0, on_leadership_change=changes["first"].append)
@@ -918,7 +918,7 @@ def test_sending_outlives_its_session(electorate: Electorate) -> None:
     assert payloads == ['"before"', '"after"']
 
 
-def test_sending_from_many_threads(electorate: Electorate) -> None:
+def test_notify_may_be_called_by_many_threads(electorate: Electorate) -> None:
     """`notify` may be called by many threads at once, and before and after leading."""
     ear = Ear()
     leader = electorate.leader(channels={"orders": ear})
@@ -961,7 +961,7 @@ def is_behind(electorate: Electorate, lock: int) -> bool:
     return electorate.waiting(lock) == ["pgleader follower first"]
 
 
-def test_elections_are_apart(electorate: Electorate) -> None:
+def test_elections_are_independent(electorate: Electorate) -> None:
     """Electors of different elections, or of a lock and an election, all lead; those of one election compete."""
     leaders = [
         electorate.leader("a", lock=None, election="shop"),
@@ -994,7 +994,7 @@ def test_start_does_not_wait_for_a_database_that_is_away() -> None:
     assert time.monotonic() - began < 2
 
 
-def test_start_after_stop_during_an_attempt_to_connect() -> None:
+def test_restarted_elector_connects_again() -> None:
     """An elector that was stopped while it tried to connect, and started again, tries again."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         deaf.settimeout(PATIENCE)
