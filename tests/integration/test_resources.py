@@ -34,14 +34,14 @@ def lead(changes: int, looks: int, database: str, valkey: str, folder: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_leaderships_leave_no_thread_file_or_lock_behind(database: str, valkey: str, tmp_path: Path) -> None:
+def test_changes_of_leadership_leave_no_thread_file_or_lock(database: str, valkey: str, tmp_path: Path) -> None:
     """With the beat, ledger, listener and relay of each."""
     lead(60, 6, database, valkey, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_thousand_leaderships_leave_no_memory_behind(database: str, valkey: str, tmp_path: Path) -> None:
+def test_thousand_changes_of_leadership_leave_no_memory(database: str, valkey: str, tmp_path: Path) -> None:
     """Nor a thread, a file or a lock."""
     # So many looks that the best of half of them is a good one. A single one has some two hundred objects more or less,
     # and one for each change is to stand out.
