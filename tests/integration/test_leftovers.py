@@ -20,23 +20,14 @@ from pathlib import Path
 def say_where():
     Path({told!r}).write_text(os.environ["TMPDIR"])
 """
-LEAVES_A_PROCESS = """
+LEAVES_SOMETHING = """
 from tests.support import leftovers
 leftovers.PATIENCE = 1
 def test_it():
     say_where()
+    Path(os.environ["TMPDIR"], "left").touch()
     # It shows the folder by where it is alone.
     subprocess.Popen([sys.executable, "-c", "input()"], cwd=os.environ["TMPDIR"], env={}, stdin=subprocess.PIPE)
-"""
-LEAVES_A_FILE = """
-def test_it():
-    say_where()
-    Path(os.environ["TMPDIR"], "left").touch()
-"""
-LEAVES_NOTHING = """
-def test_it(tmp_path):
-    say_where()
-    (tmp_path / "file").touch()
 """
 WAITS = """
 def test_it(own_postgres, shared_rabbitmq):
@@ -88,25 +79,15 @@ def run(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
         one.process.communicate()
 
 
-@pytest.mark.parametrize(
-    ("test", "what"), [(LEAVES_A_PROCESS, "process "), (LEAVES_A_FILE, "file ")], ids=["process", "file"]
-)
-def test_run_that_leaves_something_fails_and_names_it(run: Callable[[str], Run], test: str, what: str) -> None:
+def test_run_that_leaves_something_fails_and_names_it(run: Callable[[str], Run]) -> None:
     """And it is removed."""
-    left = run(test)
+    left = run(LEAVES_SOMETHING)
     output, _ = left.process.communicate()
     assert left.process.returncode == pytest.ExitCode.TESTS_FAILED
-    assert f"\n{what}" in output.partition("left behind")[2]
+    _, _, named = output.partition("left behind")
+    assert "\nprocess psutil" in named
+    assert f"\nfile {left.folder()}/left" in named
     left.assert_gone()
-
-
-def test_run_that_leaves_nothing_passes(run: Callable[[str], Run]) -> None:
-    """Its tests' own folders are no leftovers."""
-    clean = run(LEAVES_NOTHING)
-    output, _ = clean.process.communicate()
-    assert clean.process.returncode == pytest.ExitCode.OK, output
-    assert "left behind" not in output
-    clean.assert_gone()
 
 
 def test_killed_run_leaves_nothing(run: Callable[[str], Run]) -> None:

@@ -24,7 +24,7 @@ def ask_all(mailbox: Mailbox) -> None:
     mailbox.dispatched(letters)
 
 
-def test_nothing_is_read_through(database: str) -> None:
+def test_relay_does_not_scan_the_backlog(database: str) -> None:
     """Though all was planned for the empty table as which it was analysed."""
     with psycopg.connect(database, autocommit=True) as connection, mailbox_of(database, "orders") as mailbox:
 

@@ -33,7 +33,7 @@ def root(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.mark.usefixtures("root")
-def test_one_whose_runs_go_on_is_there(database: str) -> None:
+def test_node_whose_runs_go_on_is_no_orphan(database: str) -> None:
     """Its session in the election may have been ended, and its main loop be busy with the run."""
     config = Config(database_url=database, election="shop")
     orphans = Orphans(Celery("shop", broker="memory://"), config, LeaderQueue("leader-shop", Leadership()))

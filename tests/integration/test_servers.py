@@ -123,7 +123,7 @@ def test_postgres_takes_settings(bin_dir: Path) -> None:
         assert ask(server, "show fsync") == "on"
 
 
-def test_a_server_that_cannot_start_says_why(bin_dir: Path) -> None:
+def test_server_that_cannot_start_says_why(bin_dir: Path) -> None:
     """In the words of its log, and leaves nothing behind."""
     server = EmbeddedPostgres(bin_dir, {"max_connections": "none"})
     with pytest.raises(ServerFailed, match="max_connections"), server:
@@ -155,7 +155,7 @@ def test_rabbitmq_keeps_what_was_written_across_a_restart(shared_rabbitmq: Rabbi
 
 
 @pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
-def test_what_does_not_run_can_be_stopped(kind: type[Server]) -> None:
+def test_stopped_server_can_be_stopped_again(kind: type[Server]) -> None:
     """Before its start, and twice after it."""
     with kind() as server:
         server.stop()
@@ -164,9 +164,7 @@ def test_what_does_not_run_can_be_stopped(kind: type[Server]) -> None:
     assert not server.folder.exists()
 
 
-def test_a_server_that_hangs_is_stopped_all_the_same(
-    own_valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_server_is_stopped(own_valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has had its time."""
     monkeypatch.setattr("example_app.servers.STOP_TIMEOUT", 0.2)
     assert own_valkey.pid is not None
@@ -185,7 +183,7 @@ Parent = tuple[subprocess.Popen[str], list[Path], list[psutil.Process]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's end")
-def test_servers_die_with_a_parent_that_is_killed(parent: Parent) -> None:
+def test_servers_die_with_a_killed_parent(parent: Parent) -> None:
     """With `kill -9`, which it cannot see coming."""
     process, folders, processes = parent
     assert len(processes) > 2
@@ -204,7 +202,7 @@ def test_servers_end_in_good_order_with_their_parent(parent: Parent) -> None:
     assert not [folder for folder in folders if folder.exists()]
 
 
-def test_an_interrupt_is_for_the_parent_first(parent: Parent) -> None:
+def test_interrupted_parent_stops_its_servers(parent: Parent) -> None:
     """It stops its servers then."""
     process, folders, processes = parent
     process.send_signal(signal.SIGINT)
@@ -214,7 +212,7 @@ def test_an_interrupt_is_for_the_parent_first(parent: Parent) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_postgres_runs_as_somebody_else_if_this_is_root(postgres: EmbeddedPostgres) -> None:
+def test_postgres_does_not_run_as_root(postgres: EmbeddedPostgres) -> None:
     """Since it refuses to run as root."""
     assert postgres.pid is not None
     assert psutil.Process(postgres.pid).uids().real != 0

@@ -117,13 +117,13 @@ def assert_elects(config: Config, server: EmbeddedPostgres) -> None:
         assert all(elector.stop(PATIENCE) for elector in electors)
 
 
-def test_with_tls_and_a_password_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elector_uses_tls_and_a_password_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
     """The URL has no password in it, and the server is who it says it is."""
     monkeypatch.setenv("PGPASSFILE", str(secured.password_file()))
     assert_elects(Config(database_url=secured.url()), secured.server)
 
 
-def test_with_a_service_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elector_uses_a_service_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
     """No URL at all; also with a URL that names the service."""
     service = secured.write(
         "services",
@@ -146,7 +146,7 @@ def test_with_a_service_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) 
     ],
     ids=["password", "no TLS", "other host", "other authority"],
 )
-def test_what_libpq_refuses_is_refused_in_one_line(
+def test_failure_of_libpq_is_one_line(
     parameters: dict[str, str], reason: str, secured: Secured, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With its reason, and without the password."""

@@ -23,6 +23,8 @@ from tests.support.eventually import eventually
 # Where there is room for them, servers keep their files in memory: a new database takes a tenth of the time.
 MEMORY, ROOM = Path("/dev/shm"), 2 * 1024**3
 PREFIX = "pgleader-tests-"
+# What pytest keeps of tests for a while, and what multiprocessing removes when a process ends, as this one will.
+PASSING = ("pytest-of-", "pymp-")
 # Seconds for what has been told to end.
 PATIENCE = 15.0
 
@@ -40,7 +42,6 @@ class Guarded:
         self._guard = subprocess.Popen(
             command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, start_new_session=True
         )
-        self._semaphores = abandoned_semaphores()
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
 
@@ -49,9 +50,7 @@ class Guarded:
         with contextlib.suppress(AssertionError):
             eventually(lambda: not carrying(self.folder, self._guard.pid), PATIENCE)
         processes = [f"process {process!r}" for process in carrying(self.folder, self._guard.pid)]
-        # Pytest keeps the folders of tests for a while.
-        files = {path for path in self.folder.iterdir() if not path.name.startswith("pytest-of-")}
-        files |= abandoned_semaphores() - self._semaphores
+        files = {path for path in self.folder.iterdir() if not path.name.startswith(PASSING)}
         return processes + [f"file {path}" for path in sorted(files)]
 
     def remove(self) -> None:
@@ -81,13 +80,13 @@ def _words(process: psutil.Process) -> Iterator[str]:
             yield str(look())
 
 
-def abandoned_semaphores() -> set[Path]:
-    """Return the files of semaphores that no process has any more, such as those of a pool that was killed."""
+def abandoned_semaphores() -> list[Path]:
+    """Return the files of multiprocessing's semaphores that no process has any more, as its pool was killed."""
     used: list[str] = []
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
-            used += [line for line in maps.read_text(errors="replace").splitlines() if f"{MEMORY}/sem." in line]
-    return {path for path in MEMORY.glob("sem.*") if not any(str(path) in line for line in used)}
+            used += [line for line in maps.read_text(errors="replace").splitlines() if f"{MEMORY}/sem.mp-" in line]
+    return [path for path in MEMORY.glob("sem.mp-*") if not any(str(path) in line for line in used)]
 
 
 def main(folder: Path) -> None:
@@ -103,8 +102,10 @@ def main(folder: Path) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
     shutil.rmtree(folder)
-    # As the next worker to start would.
-    trust_page._sweep(trust_page.SHARED)  # noqa: SLF001
+    # What is in memory might be another run's; of what nobody uses any more that does not matter.
+    for path in abandoned_semaphores():
+        path.unlink(missing_ok=True)
+    trust_page._sweep(trust_page.SHARED)  # noqa: SLF001 - as the next worker to start does
 
 
 if __name__ == "__main__":
