@@ -47,7 +47,6 @@ class Broker:
             connection.lose()
 
     def go_away(self, seconds: float) -> None:
-        """Be away for a while."""
         self.world.tell("broker", f"is away for {seconds:.3f} s")
         self.away_until = self.world.now + seconds
         for connection in list(self.connections):
@@ -82,7 +81,6 @@ class Connection(Line):
         self.lose()
 
     def ensure_connection(self, **_: Any) -> None:
-        """Connect."""
         self.dial("BROKER", PATIENCE, TimeoutError("the broker does not answer"))
         if not self.broker.up:
             raise ConnectionRefusedError("the broker is away")
@@ -90,7 +88,6 @@ class Connection(Line):
         self.process.sessions.append(self)
 
     def lose(self) -> None:
-        """Be cut off."""
         if self in self.broker.connections:
             self.lost = True
             self.broker.connections.remove(self)
@@ -103,7 +100,7 @@ class Connection(Line):
     release = vanish = reset = lose
 
     def poke(self) -> None:
-        """Have nobody look again."""
+        pass
 
     def publish(self, message: Message) -> None:
         if self.load is None:
@@ -196,7 +193,6 @@ class Queue:
         self._deliver()
 
     def subscribe(self, connection: Connection, receive: Receive) -> None:
-        """Have a connection get messages."""
         self._consumers[connection] = receive
         self._deliver()
 
@@ -204,7 +200,6 @@ class Queue:
         self._consumers.pop(connection, None)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Forget a message."""
         if self.given.get(delivery.key) is delivery:
             del self.given[delivery.key]
             self._deliver()

@@ -47,7 +47,6 @@ class Checks:
         return self._scene.leader is not None and not self.what_is_left()
 
     def what_is_left(self) -> str:
-        """Return what is due and not done."""
         claimed = [key for key, row in self._tables["slots"].items() if row["state"] == "claimed"]
         undone = set(range(len(self._scene.history.works))) - self._done
         if claimed:
@@ -113,7 +112,6 @@ class Checks:
         return client.backend.taken_away and client.is_quiet(asked=True)
 
     def on_run(self, run: Run) -> None:
-        """Look at a leader-only run that begins."""
         self._world.tell(run.process, f"runs {run.key} in term {run.term}")
         latest = self._tables["elections"]["shop"]["term"]
         if run.term > latest:
@@ -125,7 +123,6 @@ class Checks:
         self._runs.append(run)
 
     def on_end(self, run: Run) -> None:
-        """Note that a run has ended."""
         self._runs.remove(run)
         self._done.add(run.key)
 

@@ -284,17 +284,14 @@ class Transaction(Holder):
         return self.database.tables[table].get(key)
 
     def has_free(self, table: str, key: Any) -> bool:
-        """Tell whether a row is locked by nobody else."""
         return all(owner is self for owner, _ in self.database.rows[table, key].held)
 
     def write(self, table: str, row: Row) -> None:
-        """Write a row that is locked."""
         self.written[table, TABLES[table](row)] = row
 
     # What statements are made of.
 
     def lock_row(self, table: str, key: Any, mode: str = EXCLUSIVE) -> Waits[None]:
-        """Lock a row until the end of the transaction."""
         request = self._request(self.database.rows[table, key], mode)
         if not request.granted:
             yield request

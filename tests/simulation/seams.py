@@ -26,11 +26,11 @@ from celery_pgleader.election import elector, leadership, lock_session, term_run
 from celery_pgleader.election.leadership import Leadership
 from celery_pgleader.notifications import courier, relay
 from celery_pgleader.store import ledger, mailbox, presence, session, terms
-from celery_pgleader.tasks import leader_queue, orphans, request, run_guard, run_leadership, strategy, turn
+from celery_pgleader.tasks import leader_queue, orphans, request, run_guard, run_leadership, strategy, trust_page, turn
 from celery_pgleader.worker import candidate, participant, steward
 from tests.simulation import server, world
 from tests.simulation.broker import Load
-from tests.simulation.worker import State, TrustPage, TrustReader, default_strategy
+from tests.simulation.worker import Page, Reader, State, default_strategy
 
 THREADING = SimpleNamespace(
     Thread=world.Thread,
@@ -68,13 +68,13 @@ class Log:
 
 LOG = Log()
 # One for all, as a page is found by the process.
-READER = TrustReader()
+READER = Reader()
 
 # Modules whose names stand for something else in a simulation, as far as they have them.
 MODULES = [
     *(candidate, elector, leader_beat, leader_queue, leadership, lock_session, orphans, participant, presence),
     *(publisher, relay, request, run_guard, run_leadership, scheduler, session, slot_keeper, steward, strategy),
-    *(term_runner, threads, turn),
+    *(term_runner, threads, trust_page, turn),
 ]
 NAMES: dict[str, Any] = {
     "threading": THREADING,
@@ -86,7 +86,7 @@ NAMES: dict[str, Any] = {
     "reader": READER,
     "Doorbell": world.Doorbell,
     "Requests": world.Requests,
-    "TrustPage": TrustPage,
+    "TrustPage": Page,
 }
 MORE: list[tuple[Any, str, Any]] = [
     (celery.beat, "time", world.Clock),

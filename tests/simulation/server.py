@@ -64,7 +64,6 @@ class Server:
             backend.terminate()
 
     def order(self, election: str, changes: dict[str, Any]) -> None:
-        """Have an operator write an order into an election's row."""
         if self.up and self.database.order(election, changes):
             self.world.tell("operator", f"orders {changes}")
 
@@ -118,7 +117,6 @@ class Backend:
         self.taken_away = False
 
     def start(self, name: str, query: Any, parameters: dict[str, Any]) -> None:
-        """Execute a statement."""
         if not self._ended:
             self._name = name
             self._steps = twins.begin(self.session.transaction or self.session.begin(), query, parameters)
@@ -324,7 +322,6 @@ class ClientSession(Line):
 
     @contextmanager
     def bounded(self, seconds: float, interrupted: Callable[[], bool] | None = None) -> Iterator[None]:
-        """Bound what is executed inside of the block."""
         self._deadline, self._interrupted = self.world.now + seconds / self.process.rate, interrupted
         try:
             yield
@@ -332,7 +329,6 @@ class ClientSession(Line):
             self._deadline, self._interrupted = None, None
 
     def hear(self, seconds: float, bell: Doorbell) -> list[None]:
-        """Wait for a wake-up."""
         if not self._wake_ups and not self._broken:
             bell.wait(seconds, self)
         self._raise_if_broken()
@@ -372,7 +368,6 @@ class ClientSession(Line):
     # What comes and goes on the wire.
 
     def from_server(self, call: Callable[..., object], *args: Any) -> None:
-        """Send something to the client."""
         self.from_peer(self._hear, call, args)
 
     def _hear(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
@@ -380,13 +375,11 @@ class ClientSession(Line):
             call(*args)
 
     def answered(self, answer: Rows | psycopg.Error, application_name: str) -> None:
-        """Hear what a statement has come to."""
         self._answer = answer
         self._application_name = application_name
         self.poke()
 
     def wake_up(self) -> None:
-        """Hear a NOTIFY."""
         self._wake_ups += 1
         if self._on_readable is not None:
             self._on_readable()
@@ -399,7 +392,6 @@ class ClientSession(Line):
             self._on_readable()
 
     def reset(self) -> None:
-        """Have the network end the connection."""
         if not self.closed and not self._broken:
             # What had come and was not read is gone as well.
             self._answer = None

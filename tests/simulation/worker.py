@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from celery.exceptions import Reject
 from celery_pgleader.tasks import strategy
 from celery_pgleader.tasks.request import LeaderRequest
 from celery_pgleader.tasks.run_guard import RunGuard
+from celery_pgleader.tasks.trust_page import SIZE, TrustPage, TrustReader
 from tests.simulation.broker import Connection, Delivery
 from tests.simulation.world import Event, Process, running, sleep, world
 
@@ -41,7 +42,6 @@ class State:
         return _worker().active
 
     def task_ready(self, request: Request) -> None:
-        """Forget a request."""
         _worker().reserved.discard(request)
         _worker().active.discard(request)
 
@@ -51,40 +51,27 @@ def _worker() -> MainLoop:
     return worker
 
 
-@dataclass(eq=False)
-class TrustPage:
-    """Takes the place of the worker's side of the page."""
+class Page(TrustPage):
+    """The page of the running process: in no file, and with runs that need no lock to be seen."""
 
-    term: int = 0
-    turn: int = 0
-    trusted_until: float = 0.0
-    shut_down: bool = False
-    runs: set[BegunRun] = field(default_factory=set)
-    # What the worker's own process also asks.
-    trusted: Callable[[], bool] = lambda: True
-    # Called whenever it is written.
-    written: Callable[[], object] = lambda: None
+    _memory: Any
 
-    def __post_init__(self) -> None:
-        """Be the page of the running process."""
+    def __init__(self) -> None:
+        """Make it."""
+        self._memory = bytearray(SIZE)
+        self.runs: set[BegunRun] = set()
+        # What the worker's own process also asks.
+        self.trusted: Callable[[], bool] = lambda: True
+        # Called whenever it is written.
+        self.written: Callable[[], object] = lambda: None
         world().process.page = self
 
     def write(self, term: int, trusted_until: float) -> None:
-        self.term, self.trusted_until = term, trusted_until
+        super().write(term, trusted_until)
         self.written()
-
-    def give_turn(self, term: int) -> None:
-        self.turn = term
-
-    def shut(self) -> None:
-        self.shut_down = True
 
     def has_runs(self) -> bool:
         return bool(self.runs)
-
-    def runs_begun(self) -> int:
-        """Return how many runs have begun, of which nobody makes anything here."""
-        return 0
 
     def close(self) -> None:
         self.write(0, 0.0)
@@ -94,43 +81,35 @@ class TrustPage:
 class BegunRun:
     """A run that is going on."""
 
-    page: TrustPage
+    page: Page
     term: int
 
     def end(self) -> None:
         self.page.runs.discard(self)
 
 
-class TrustReader:
-    """Takes the place of the other side; as a child of the pool sees it, unless it is the main loop that asks."""
+class Reader(TrustReader):
+    """What reads the page of the running process; as a child of the pool, unless it is the main loop that asks."""
 
-    @staticmethod
-    def also_ask(trusted: Callable[[], bool]) -> None:
+    def also_ask(self, trusted: Callable[[], bool]) -> None:
         world().process.page.trusted = trusted
 
-    @staticmethod
-    def term() -> int | None:
-        process, thread = world().process, world().thread
-        page: TrustPage = process.page
-        if thread is not None and thread.name == MAIN and not page.trusted():
+    def term(self) -> int | None:
+        thread = world().thread
+        if thread is not None and thread.name == MAIN and not world().process.page.trusted():
             return None
-        return page.term if page.term and process.monotonic() < page.trusted_until else None
+        return super().term()
 
-    @staticmethod
-    def is_shut() -> bool:
-        return bool(world().process.page.shut_down)
-
-    def may_begin(self) -> bool:
-        term = self.term()
-        return term is not None and not self.is_shut() and world().process.page.turn == term
-
-    def begin(self) -> BegunRun | None:
+    def begin(self) -> Any:
         term, page = self.term(), world().process.page
         if term is None or not self.may_begin():
             return None
         run = BegunRun(page, term)
         page.runs.add(run)
         return run
+
+    def _page(self) -> Any:
+        return world().process.page._memory  # noqa: SLF001 - its other side
 
 
 class Request(LeaderRequest):

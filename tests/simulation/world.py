@@ -72,7 +72,6 @@ class World:
         self.tell("VIOLATED", what)
 
     def tell(self, who: object, what: str) -> None:
-        """Write a line of the history, if somebody wants to read it."""
         if self.trace is not None:
             self.trace.append(f"{self.now:10.4f}  {who!s:<14} {what}")
 
@@ -154,7 +153,6 @@ class Process:
         return held_up
 
     def disturb(self, until: float) -> None:
-        """Note that it is held up, or cut off, until then."""
         self.disturbed_until = max(self.disturbed_until, until)
 
     def reaches(self, peer: str) -> float:
@@ -170,7 +168,6 @@ class Process:
         return thread
 
     def asked(self, question: Callable[[], Any]) -> Any:
-        """Return an answer as it is by this process' clocks."""
         before, self.world.process = self.world.process, self
         try:
             return question()
@@ -335,10 +332,14 @@ class Event:
     def clear(self) -> None:
         self._set = False
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | None = None, other: Any = None) -> bool:
+        """Wait until it is set, or the other says something."""
         if not self._set and (timeout is None or timeout > 0):
             thread = running()
-            self._wakers.append(thread.waker())
+            wake = thread.waker()
+            self._wakers.append(wake)
+            if other is not None:
+                other.when_readable(wake)
             thread.park(_after(timeout))
         return self._set
 
@@ -401,32 +402,16 @@ class Condition(Lock):
         return result
 
 
-class Doorbell:
+class Doorbell(Event):
     """Takes the place of `celery_pgleader.threads.Doorbell`."""
 
-    def __init__(self) -> None:
-        """Begin silent."""
-        self._rung = False
-        self._wake: Callable[[], None] | None = None
-
-    def set(self) -> None:
-        self._rung = True
-        if self._wake is not None:
-            self._wake()
-
-    def wait(self, seconds: float, other: Any = None) -> None:
-        """Wait until it rings, or the server says something."""
-        if not self._rung:
-            thread = running()
-            self._wake = thread.waker()
-            if other is not None:
-                other.when_readable(self._wake)
-            thread.park(_after(seconds))
-            self._wake = None
-        self._rung = False
+    def wait(self, timeout: float | None = None, other: Any = None) -> bool:
+        rung = super().wait(timeout, other)
+        self.clear()
+        return rung
 
     def close(self) -> None:
-        """Do nothing."""
+        pass
 
 
 class Requests(Doorbell):
@@ -441,20 +426,19 @@ class Requests(Doorbell):
     def put(self, item: Any) -> None:
         self._items.append(item)
         self.set()
+        # Who waits for the server sees it at the next glance.
         for session in self._process.sessions:
             _present.at(_present.now + _present.random.random() * GLANCE, session.poke)
 
     def take(self) -> Any:
-        """Return the oldest request, or none."""
         return self._items.popleft() if self._items else None
 
     def pending(self) -> bool:
         return bool(self._items)
 
-    def wait(self, seconds: float, other: Any = None) -> None:
-        """Wait for a request, or for the server to say something."""
-        self._rung = self.pending()
-        super().wait(seconds, other)
+    def wait(self, timeout: float | None = None, other: Any = None) -> bool:
+        self._set = self.pending()
+        return super().wait(timeout, other)
 
 
 class SimpleQueue:
@@ -501,6 +485,5 @@ class Datetime(datetime):
 
     @classmethod
     def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]  # never without a zone
-        """Return what the clock of the running process shows."""
         process = _present.process
         return (BEGINNING + timedelta(seconds=_present.now + process.wall)).astimezone(tz)
