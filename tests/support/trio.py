@@ -21,7 +21,7 @@ from celery_pgleader.config import Config
 from celery_pgleader.worker.candidate import Candidate
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 LEADERS_SESSIONS = ["leader", "ledger", "listener", "relay", "steward"]
 SESSIONS = """
 select split_part(application_name, ' ', 2) from pg_stat_activity
