@@ -20,7 +20,7 @@ from example_app.servers import EmbeddedPostgres
 from tests.fixtures.servers import missing
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 PASSWORD = "s3cret:passw0rd"
 HBA = """\
 host    all postgres 127.0.0.1/32 trust

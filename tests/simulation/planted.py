@@ -33,16 +33,12 @@ Broken: TypeAlias = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Bug:
-    """A planted bug.
+    """A planted bug."""
 
-    Attributes:
-        patches: attributes of modules and classes, or items of dictionaries: of what, its name, and what returns what
-            is there instead of the real one, which it gets.
-        found_by: the tests of which at least one has to fail, as arguments of pytest; none for the simulation.
-
-    """
-
+    # Attributes of modules and classes, or items of dictionaries: of what, its name, and what gets the real one and
+    # returns what is there instead.
     patches: tuple[tuple[Any, Any, Broken], ...]
+    # The tests of which at least one has to fail, as arguments of pytest; none for the simulation.
     found_by: str = ""
 
 

@@ -63,17 +63,13 @@ class Request:
 
 @dataclass(eq=False)
 class Lock:
-    """A lock. Its owners of one session never wait for each other.
+    """A lock. Its owners of one session never wait for each other."""
 
-    Attributes:
-        fair: whether a request that could share it waits behind earlier ones; with the lock of a row it does not.
-        held: how often, by owner and mode: an owner may take it again.
-        queue: the requests that wait, in the order of their arrival.
-
-    """
-
+    # Whether a request that could share it waits behind earlier ones; with the lock of a row it does not.
     fair: bool = True
+    # How often, by owner and mode: an owner may take it again.
     held: dict[tuple[Holder, str], int] = field(default_factory=dict)
+    # The requests that wait, in the order of their arrival.
     queue: deque[Request] = field(default_factory=deque)
 
     def request(self, owner: Holder, mode: str) -> Request:
@@ -134,13 +130,7 @@ class Database:
     """What is committed, who is connected, and what is locked."""
 
     def __init__(self, clock: Callable[[], Any], draw_uuid: Callable[[], Any]) -> None:
-        """Begin with an empty ledger.
-
-        Args:
-            clock: what `clock_timestamp()` returns.
-            draw_uuid: what `gen_random_uuid()` returns.
-
-        """
+        """Begin with an empty ledger, and with what `clock_timestamp()` and `gen_random_uuid()` return."""
         self.clock = clock
         self.draw_uuid = draw_uuid
         # A commit replaces a table, so a snapshot is there for nothing.
