@@ -465,7 +465,7 @@ def test_a_leader_only_task_that_is_run_again() -> None:
         ("an acknowledgement was lost", [fault("broker-restart", 1.9, 2.1)]),
         ("an acknowledgement was lost", [fault("deaf", 1.0, 2.1, A, link="broker")]),
         ("an acknowledgement was lost", [fact("died", 4.0, node=A, code=1, error=KOMBUS_OWN)]),
-        ("the worker was stopped", [fault("stop", 2.6, 4.0, A)]),
+        ("a worker was stopped", [fault("stop", 2.6, 4.0, A)]),
         ("the worker was cut off", [fault("pg-crash", 2.6, 2.8)]),
         ("the worker was cut off", [fault("partition", 2.6, 2.8, A, link="postgres")]),
         ("it was sent twice", [fact("in doubt", 0.5, name="l1")]),
@@ -500,6 +500,14 @@ def test_a_leader_only_task_that_is_run_again_after_one_that_died() -> None:
 def test_a_leader_only_task_that_is_run_again_without_a_reason(facts: list[Fact]) -> None:
     """What befell others, or came later, is none."""
     assert judge(sent("chaos.lead", "l1"), TWICE, facts).leader_only["repeated"] == 1
+
+
+def test_a_leader_only_task_that_is_given_back_while_the_next_leader_runs_it() -> None:
+    """It had come to another, which was stopped, and had not begun it."""
+    came = led("l1", B, 1.0, None, 1)[:1]
+    assert judge(sent("chaos.lead", "l1"), came, TWICE, fault("stop", 1.1, 2.1, B)).faultless
+    assert not judge(sent("chaos.lead", "l1"), came, TWICE, fault("stop", 0.8, 0.9, B)).faultless, "before it came"
+    assert not judge(sent("chaos.lead", "l1"), came, TWICE, fault("stop", 5.0, 5.5, B)).faultless, "long after"
 
 
 def test_acknowledgements_of_the_solo_pool() -> None:
