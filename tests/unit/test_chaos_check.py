@@ -339,10 +339,11 @@ def test_notifications_in_figures() -> None:
     """What is not promised is counted: doubts of those who send, deliveries again, and raw ones that nobody heard."""
     told = [order("o1", 1.0), fact("in doubt", 0.9, name="o1"), *handled("o1", 1.1)]
     told += runs("chaos.handle", "o1", A, 3.0, None, key="k", redelivered=True)[:1]
+    told += runs("chaos.witness", "o1", A, 3.0, None, key="k", redelivered=True)[:1]
     told += [sent("chaos.hear", name) for name in ("m1", "m2")] + runs("chaos.hear", "m1", A, 1.0, 1.0)
     report = judge(told)
     assert report.faultless
-    figures = {"in_doubt": 1, "redelivered": 1, "raw_sent": 2, "raw_lost": 1}
+    figures = {"in_doubt": 1, "redelivered": 2, "raw_sent": 2, "raw_lost": 1}
     assert counted(report.notifications) == {"sent": 1, "handled": 1, **figures}
     told += runs("chaos.hear", "m1", A, 2.0, 2.0, redelivered=True)
     report = judge(told)
@@ -512,11 +513,11 @@ def test_a_leader_only_task_that_is_given_back_while_the_next_leader_runs_it() -
 
 def test_acknowledgements_of_the_solo_pool() -> None:
     """They wait for the runs of all messages that came together."""
-    stopped = fault("stop", 6.0, 6.5, A)
     told = [sent("chaos.lead", "l1"), *leads(1, A, 1.0, 9.0)]
     told += [*led("l1", A, 2.0, 2.5, 1), *led("l1", A, 8.0, 8.1, 1)]
-    assert judge(told, stopped, pool="solo").faultless
-    assert not judge(told, stopped, pool="prefork").faultless
+    for kind in ("stop", "kill"):
+        assert judge(told, fault(kind, 6.0, 6.5, A), pool="solo").faultless
+        assert not judge(told, fault(kind, 6.0, 6.5, A), pool="prefork").faultless
 
 
 def test_links_of_a_chain() -> None:
