@@ -37,7 +37,6 @@ from celery_pgleader.policies import policy_of
 from celery_pgleader.signals import leadership_gained, leadership_lost
 from celery_pgleader.slot import HEADER, Slot
 from celery_pgleader.store import Letter
-from celery_pgleader.store.runs import Runs
 from celery_pgleader.store.sql import NOTIFY
 from celery_pgleader.tasks.run_guard import RunGuard
 from celery_pgleader.tasks.trust_page import VARIABLE, TrustPage
@@ -91,7 +90,7 @@ class FakeNode:
         # Number of the present term; while this node does not lead, another one does.
         self._term = 1
         self._letters = itertools.count(1)
-        self._guard = _Guard(self._config, name)
+        self._guard = _Guard(self._config, name, _RunsInMemory)
         self._exit = ExitStack()
         self._page: TrustPage | None = None
         self.leadership = Leadership(tell=self._tell)
@@ -295,25 +294,17 @@ class FakeNode:
 class _Guard(RunGuard):
     """The guard of a worker's tasks, without a database."""
 
-    def __init__(self, config: Config, node: str) -> None:
-        super().__init__(config, node)
-        self._in_memory = _RunsInMemory(config, node)
-
     def before_start(self, task: Any, task_id: str) -> None:
         # In a worker each header is an attribute of the request.
         for name, value in (task.request.headers or {}).items():
             setattr(task.request, name, value)
         super().before_start(task, task_id)
 
-    def _of_this_process(self) -> Runs:
-        return self._in_memory
 
-
-class _RunsInMemory(Runs):
+class _RunsInMemory:
     """The runs of one test."""
 
-    def __init__(self, config: Config, node: str) -> None:
-        super().__init__(config, node)
+    def __init__(self, *_: object) -> None:
         self._going_on: set[int] = set()
         self._finished: set[str] = set()
 

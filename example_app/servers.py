@@ -36,6 +36,7 @@ GLANCE = 0.02
 PORTS = range(20000, 32000)
 
 PR_SET_PDEATHSIG = 1
+IPC_RMID = 0
 
 # For servers that live for minutes: nothing has to survive a power cut.
 SETTINGS = {
@@ -44,6 +45,8 @@ SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
     "shared_buffers": "32MB",
+    # In the server's folder, which goes with it, even if it is killed.
+    "dynamic_shared_memory_type": "mmap",
     "max_connections": "200",
 }
 
@@ -191,6 +194,7 @@ class EmbeddedPostgres(Server):
             # They are no children of ours, so they are not waited for but looked at.
             while any(_is_alive(child) for child in children):
                 time.sleep(GLANCE / 10)
+            self._remove_shared_memory()
 
     def _launch(self) -> subprocess.Popen[bytes]:
         data = self.folder / "data"
@@ -201,6 +205,15 @@ class EmbeddedPostgres(Server):
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         command = [str(self.bin_dir / "postgres"), "-D", str(data), "-p", str(self.port), *options]
         return self._popen(command, **self._as_user())
+
+    def _remove_shared_memory(self) -> None:
+        """Remove the segment that keeps two servers from using the same data; it outlives one that is killed."""
+        try:
+            # Behind its key, in a line of its own, once there is one.
+            segment = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()[1])
+        except (OSError, IndexError):
+            return
+        ctypes.CDLL(None).shmctl(segment, IPC_RMID, None)
 
     def _initialise(self, data: Path) -> None:
         command = [str(self.bin_dir / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8"]

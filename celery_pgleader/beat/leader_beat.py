@@ -14,7 +14,7 @@ from celery.utils.log import get_logger
 
 from celery_pgleader.beat.publisher import Publisher
 from celery_pgleader.beat.scheduler import bind
-from celery_pgleader.beat.slot_keeper import LedgerAway, SlotKeeper, TermOver
+from celery_pgleader.beat.slot_keeper import LedgerAway, LedgerPort, SlotKeeper, TermOver
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
 from celery_pgleader.errors import refused
@@ -146,7 +146,7 @@ class TermBeat:
         self._app = app
         self._may_act = may_act
         self._bell = bell
-        self._ledger = Ledger(config, term, may_act)
+        self._ledger: LedgerPort = Ledger(config, term, may_act)
         self._publisher = Publisher(app, self._send, may_act, self._settled)
         self._keeper = SlotKeeper(config, term, self._ledger, self._publisher)
         self._scheduler: Any = None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from celery.utils.log import get_logger
 
-from celery_pgleader.beat.publisher import Dispatch, Publisher
+from celery_pgleader.beat.publisher import Dispatch
 from celery_pgleader.beat.slots import (
     CATCH_UP_AFTER,
     OLDER_ARE,
@@ -31,7 +31,7 @@ from celery_pgleader.election import Term
 from celery_pgleader.policies import Overlap, policy_of
 from celery_pgleader.slot import HEADER, Slot
 from celery_pgleader.spans import span
-from celery_pgleader.store import EntryRecord, Ledger, Outcome, SlotRow, Superseded
+from celery_pgleader.store import Claimed, EntryRecord, Outcome, SlotRow, Superseded
 
 logger = get_logger(__name__)
 
@@ -73,6 +73,46 @@ class Claim:
     cause: Any = field(default=None, compare=False, repr=False)
 
 
+class LedgerPort(Protocol):
+    """What the schedule of a term needs of a ledger; see `store.Ledger`, which is one."""
+
+    clock_skew: float
+
+    def entries(self) -> dict[str, EntryRecord]:
+        """Return what is remembered."""
+
+    def register(self, entries: dict[str, EntryRecord], /) -> None:
+        """Remember entries."""
+
+    def retire(self, entries: Iterable[str], /) -> None:
+        """Remember that entries are gone."""
+
+    def claim(self, rows: Sequence[SlotRow], records: Mapping[str, EntryRecord], /) -> set[str]:
+        """Claim slots; return the entries whose rows were written."""
+
+    def running(self, entries: list[str], /) -> set[str]:
+        """Return the entries of which a run is going on."""
+
+    def settle(self, outcomes: Sequence[Outcome], /) -> None:
+        """Write down what became of slots."""
+
+    def claimed(self) -> list[Claimed]:
+        """Return the slots that were claimed and of which nothing else is known."""
+
+    def prune(self) -> int:
+        """Forget a batch of what is old; return how many rows went."""
+
+    def close(self) -> None:
+        """End the session."""
+
+
+class PublisherPort(Protocol):
+    """What a keeper of slots needs of a publisher."""
+
+    def put(self, dispatch: Dispatch, /) -> None:
+        """Have a slot published."""
+
+
 class SlotKeeper:
     """Stands between a scheduler, which says what is due, and the ledger, which says what has been."""
 
@@ -80,8 +120,8 @@ class SlotKeeper:
         self,
         config: Config,
         term: Term,
-        ledger: Ledger,
-        publisher: Publisher,
+        ledger: LedgerPort,
+        publisher: PublisherPort,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Prepare; see `recover` for what to do first.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from typing import Protocol, TypeVar
 
 import psycopg
 from celery.utils.log import get_logger
@@ -16,10 +17,12 @@ from celery.utils.log import get_logger
 from celery_pgleader.config import Config
 from celery_pgleader.dashboard import sight as sights
 from celery_pgleader.dashboard.sight import Sight, View
-from celery_pgleader.dashboard.source import Source
 from celery_pgleader.operators.words import first_line
+from celery_pgleader.postgres import Session
 
 logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 # Whether the lead has changed is asked that often, all else less so, and what is drawn over an hour still less.
 PULSE_EVERY, LOOK_EVERY, SERIES_EVERY = 0.2, 1.0, 10.0
@@ -65,13 +68,20 @@ class State:
     away: str = ""
 
 
+class SourcePort(Protocol):
+    """What a watcher asks; see `Source`."""
+
+    def ask(self, question: Callable[[Config, Session], T], /) -> T:
+        """Return the answer to a question, or raise `psycopg.Error`."""
+
+
 class Watcher:
     """Looks, in a thread of its own, and tells those who look at the page of each change."""
 
     def __init__(
         self,
         config: Config,
-        source: Source,
+        source: SourcePort,
         changed: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from psycopg import Error
 
@@ -27,6 +28,37 @@ CONNECTING_PATIENCE = 0.1
 COOL_DOWN = 10.0
 
 
+class LockSessionPort(Protocol):
+    """What an elector needs of its session; see `LockSession`."""
+
+    def fileno(self) -> int:
+        """Return the socket."""
+
+    def check(self) -> None:
+        """Raise `psycopg.OperationalError` if the server has ended the session."""
+
+    def is_quiet(self) -> bool:
+        """Tell whether the server has said nothing unasked."""
+
+    def take_place(self) -> int | None:
+        """Try to take a place; return which, or none."""
+
+    def await_lock(self, interrupted: Callable[[], bool], /) -> bool:
+        """Wait for the lock for one slice; tell whether it was granted."""
+
+    def mint_term(self, place: int, /) -> tuple[int, int] | None:
+        """Return a new term and the backend's pid, or none if the lock is not held."""
+
+    def renew(self, backend_pid: int, seconds: float, /) -> bool:
+        """Tell whether the lock is still held."""
+
+    def release(self, reason: str, /) -> None:
+        """Let go of every lock."""
+
+    def close(self) -> None:
+        """End the session."""
+
+
 class Elector:
     """Stands for a node in an election.
 
@@ -39,7 +71,7 @@ class Elector:
         node: str | None = None,
         *,
         leadership: Leadership | None = None,
-        open_session: Callable[[Config, str], LockSession] = LockSession.open,
+        open_session: Callable[[Config, str], LockSessionPort] = LockSession.open,
         clock: Clock = time.monotonic,
         jitter: Callable[[], float] = random.random,
         trouble: Callable[[Term], str | None] = lambda _term: None,
@@ -155,7 +187,7 @@ class Candidacy(threading.Thread):
         config: Config,
         node: str,
         leadership: Leadership,
-        open_session: Callable[[Config, str], LockSession],
+        open_session: Callable[[Config, str], LockSessionPort],
         clock: Clock,
         jitter: Callable[[], float],
         trouble: Callable[[Term], str | None],
@@ -175,7 +207,7 @@ class Candidacy(threading.Thread):
         self._logger = logger
         self._requests: Requests[state.Request] = Requests()
         self._election = Election()
-        self._session: LockSession | None = None
+        self._session: LockSessionPort | None = None
         self._last_trouble = ""
         self._loss = ""
 
@@ -295,7 +327,7 @@ class Candidacy(threading.Thread):
         return state.Connected()
 
     @property
-    def _open(self) -> LockSession:
+    def _open(self) -> LockSessionPort:
         assert self._session is not None
         return self._session
 

@@ -7,9 +7,9 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from typing import Any, Protocol
 from uuid import uuid5
 
 import psycopg
@@ -98,6 +98,54 @@ class Relay:
             courier.close()
 
 
+class MailboxPort(Protocol):
+    """What the relay needs of a mailbox; see `store.Mailbox`, which is one."""
+
+    def waiting(
+        self, *, after: int = ..., alone: bool = ..., resting: Collection[Letter], limit: int = ...
+    ) -> tuple[list[Letter], bool]:
+        """Return a batch of what waits, and whether there was no room for more."""
+
+    def is_any_waiting(self, *, resting: Collection[Letter]) -> bool:
+        """Tell whether `waiting` would return anything."""
+
+    def newest(self) -> int:
+        """Return the highest id of those that wait."""
+
+    def dispatched(self, letters: Iterable[Letter], /) -> None:
+        """Write down that notifications were dispatched."""
+
+    def tried(self, letter: Letter, error: str, /) -> None:
+        """Write down that an attempt has failed."""
+
+    def bury(self, letter: Letter, error: str, /) -> None:
+        """Make a notification a dead letter."""
+
+    def lie_down(self, *, lightly: bool) -> bool:
+        """Ask for wake-ups; tell whether all that is not seen yet will have one."""
+
+    def get_up(self) -> None:
+        """Ask for wake-ups no more."""
+
+    def wait(self, seconds: float, bell: Doorbell, /) -> bool:
+        """Wait for a wake-up, or for the bell; tell whether there was a wake-up."""
+
+
+class CourierPort(Protocol):
+    """What the relay needs of a courier; see `Courier`."""
+
+    may_take_some: bool
+
+    def batch(self) -> AbstractContextManager[Any]:
+        """Give a producer; at the end, see that the broker has got what was published with it."""
+
+    def reachable(self) -> bool:
+        """Tell whether the broker can be connected to."""
+
+    def is_of_connection(self, error: BaseException, /) -> bool:
+        """Tell whether an error says something of the connection."""
+
+
 class Round:
     """The relay of one term, with one session."""
 
@@ -106,8 +154,8 @@ class Round:
         app: Any,
         channels: Mapping[str, tuple[Route, ...]],
         term: Term,
-        mailbox: Mailbox,
-        courier: Courier,
+        mailbox: MailboxPort,
+        courier: CourierPort,
         leadership: Leadership,
         may_act: Callable[[], bool],
         clock: Callable[[], float],

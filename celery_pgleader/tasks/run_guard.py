@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from celery import signals, states
@@ -44,17 +45,44 @@ class GuardedRun:
     keys: list[int] = field(default_factory=list)
 
 
+class RunsPort(Protocol):
+    """What a guard needs to know of runs; see `store.runs.Runs`."""
+
+    def begin(self, keys: Iterable[int], /) -> bool:
+        """Take the locks of a run; return false, and take none, if one of them is held."""
+
+    def has_finished(self, task_id: str, /) -> bool:
+        """Tell whether a task has come to its end before."""
+
+    def finish(self, task_id: str, /) -> None:
+        """Write down that a task has come to its end."""
+
+    def skip(self, election: str, entry: str, slot: datetime, reason: str, /) -> None:
+        """Write down that a slot was published, but not run."""
+
+    def end(self, keys: Iterable[int], /) -> None:
+        """Give the locks of a run back."""
+
+
 class RunGuard:
     """Asked by every task of a worker before it starts.
 
     Looked at are only those that were sent for a slot or a durable notification, and whose policy asks for it.
     """
 
-    def __init__(self, config: Config, node: str) -> None:
-        """Prepare; no session is opened before one is needed, in the process in which it is."""
+    def __init__(self, config: Config, node: str, runs: Callable[[Config, str], RunsPort] = Runs) -> None:
+        """Prepare.
+
+        Args:
+            config: where the database is.
+            node: the worker's.
+            runs: makes what knows of the runs of a process; called in that process, when it is first needed.
+
+        """
         self._config = config
         self._node = node
-        self._runs: tuple[int, Runs] | None = None
+        self._make_runs = runs
+        self._runs: tuple[int, RunsPort] | None = None
 
     def install(self, app: Any) -> None:
         """Guard the tasks of an app, in this process and in those that it forks."""
@@ -152,10 +180,10 @@ class RunGuard:
         except psycopg.Error as error:
             logger.warning("pgleader: could not write down how %s ended: %s", run.what, _first_line(error))
 
-    def _of_this_process(self) -> Runs:
+    def _of_this_process(self) -> RunsPort:
         pid = os.getpid()
         if self._runs is None or self._runs[0] != pid:
-            self._runs = pid, Runs(self._config, self._node)
+            self._runs = pid, self._make_runs(self._config, self._node)
         return self._runs[1]
 
 

@@ -1,10 +1,11 @@
 """Durable notifications while leaders, the broker and Postgres fail; and raw ones to and from Node.
 
-The first is a short form of `python -m tests.relaying`, which sends twenty thousand of them.
+The first is a short form of `python -m tests.chaos --scenario relaying`, which sends twenty thousand of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import threading
@@ -18,7 +19,9 @@ import pytest
 from celery_pgleader import notify
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.acceptance import test_interop_node
-from tests.relaying.driver import KINDS, Driver
+from tests.chaos.check import check
+from tests.chaos.driver import run
+from tests.chaos.scenarios import SCENARIOS
 from tests.support.eventually import eventually
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.workers import Workers
@@ -26,24 +29,27 @@ from tests.support.workers import Workers
 # Node, and the programs in it.
 node, node_programs = test_interop_node.node, test_interop_node.node_programs
 
-SECONDS = 24.0
+SECONDS = 16.0
 
 
-def check(postgres: EmbeddedPostgres, broker: EmbeddedValkey | RabbitMQ, folder: Path) -> None:
+def check_chaos(postgres: EmbeddedPostgres, broker: EmbeddedValkey | RabbitMQ, folder: Path) -> None:
     """Send six hundred, and see that each was run once and in order."""
-    restarts = [("restart broker", broker.restart), ("restart postgres", postgres.restart)]
-    with Driver(postgres.url(), broker.url, folder, seed=4) as driver:
-        count = driver.run(600, SECONDS, len(KINDS), restarts)
-    assert count.faultless, str(count)
-    assert count.written == 600
-    assert set(driver.kinds) == {*KINDS, "restart broker", "restart postgres"}
+    relaying = SCENARIOS["relaying"]
+    scenario = dataclasses.replace(
+        relaying, times=len(relaying.faults), seconds=SECONDS, notification=relaying.notifying * SECONDS / 600
+    )
+    report = check(run(scenario, postgres, broker, folder, seed=4))
+    # As text, which is shown whole.
+    assert report.faultless, str(vars(report))
+    assert report.notifications["sent"] >= 600
+    assert set(report.faults) == set(relaying.faults)
 
 
 def test_none_is_lost_or_run_twice_on_valkey(
     tmp_path: Path, own_postgres: EmbeddedPostgres, own_valkey: EmbeddedValkey
 ) -> None:
     """And the order within each key is kept."""
-    check(own_postgres, own_valkey, tmp_path)
+    check_chaos(own_postgres, own_valkey, tmp_path)
 
 
 @pytest.mark.xdist_group("rabbitmq")
@@ -51,7 +57,7 @@ def test_none_is_lost_or_run_twice_on_rabbitmq(
     tmp_path: Path, own_postgres: EmbeddedPostgres, shared_rabbitmq: RabbitMQ
 ) -> None:
     """And the order within each key is kept."""
-    check(own_postgres, shared_rabbitmq, tmp_path)
+    check_chaos(own_postgres, shared_rabbitmq, tmp_path)
 
 
 PAYLOADS: list[Any] = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,55 +16,11 @@ from celery_pgleader.beat.scheduler import bind
 from celery_pgleader.beat.slot_keeper import SlotKeeper
 from celery_pgleader.config import Config
 from celery_pgleader.election import Term
-from celery_pgleader.store import Claimed, EntryRecord, Ledger, Outcome, SlotRow
-from celery_pgleader.store.ledger import NO_RECORDS
+from celery_pgleader.store import Outcome
+from tests.support.memory import MemoryLedger
 
 CONFIG = Config(database_url="postgresql://nowhere")
 TERM = Term(1, "celery", "a", 1)
-
-
-class MemoryLedger(Ledger):
-    """A ledger that lasts as long as the test."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, EntryRecord] = {}
-        self._claimed: dict[tuple[str, datetime], Claimed] = {}
-
-    def entries(self) -> dict[str, EntryRecord]:
-        """Return what is remembered."""
-        return dict(self._entries)
-
-    def register(self, entries: dict[str, EntryRecord]) -> None:
-        """Remember entries; what is accounted for stays so."""
-        for name, record in entries.items():
-            known = self._entries.get(name)
-            last = known.last_slot if known is not None else None
-            self._entries[name] = replace(record, last_slot=last, retired=False)
-
-    def retire(self, entries: Iterable[str]) -> None:
-        """Remember that entries are gone."""
-        for name in entries:
-            self._entries[name] = replace(self._entries[name], retired=True)
-
-    def claim(self, rows: Sequence[SlotRow], _records: Mapping[str, EntryRecord] = NO_RECORDS) -> set[str]:
-        """Claim the slots of those entries of which nothing so late is accounted for."""
-        oldest = {row.entry: row.slot for row in reversed(rows)}
-        accepted = {name for name, slot in oldest.items() if self._entries[name].accounted_until < slot}
-        for row in rows:
-            if row.entry in accepted:
-                self._entries[row.entry] = replace(self._entries[row.entry], last_slot=row.through)
-                if row.state == "claimed":
-                    self._claimed[row.entry, row.slot] = Claimed(row.entry, row.slot, TERM.number)
-        return accepted
-
-    def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Remember that slots are done with."""
-        for outcome in outcomes:
-            self._claimed.pop((outcome.entry, outcome.slot), None)
-
-    def claimed(self) -> list[Claimed]:
-        """Return the slots that are not done with."""
-        return list(self._claimed.values())
 
 
 class PromptPublisher(Publisher):

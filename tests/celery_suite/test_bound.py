@@ -12,9 +12,10 @@ from celery import Celery
 from celery.beat import Scheduler
 from celery.schedules import schedule
 
+from celery_pgleader.beat import scheduler as beat_scheduler
 from tests.celery_suite.stand_ins import Clock, make_bound
 
-LONG_AGO = datetime.now(timezone.utc) - timedelta(days=1)
+NOON = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)
 
 
 class Recording(Scheduler):
@@ -37,12 +38,16 @@ class Broken(schedule):
 
 @pytest.fixture
 def app() -> Celery:
-    return Celery("shop", broker="memory://", set_as_current=False)
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.now = lambda: NOON  # type: ignore[method-assign]
+    return app
 
 
 @pytest.fixture
-def scheduler(app: Celery) -> Any:
-    made = make_bound(Recording, app, Clock())
+def scheduler(app: Celery, monkeypatch: pytest.MonkeyPatch) -> Any:
+    clock = Clock()
+    monkeypatch.setattr(beat_scheduler, "time", clock)
+    made = make_bound(Recording, app, clock)
     made.__init__(app=app)
     made.sent = []
     return made
@@ -51,12 +56,16 @@ def scheduler(app: Celery) -> Any:
 @pytest.fixture
 def add_due(scheduler: Any) -> Callable[..., Any]:
     def add(name: str, **options: Any) -> Any:
-        return scheduler.add(name=name, **{"task": name, "schedule": 60, "last_run_at": LONG_AGO, **options})
+        return scheduler.add(
+            name=name, **{"task": name, "schedule": 60, "last_run_at": NOON - timedelta(days=1), **options}
+        )
 
     return add
 
 
-def test_the_app_s_own_task_is_sent(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
+def test_task_of_the_app_is_sent_by_its_own_apply_async(
+    app: Celery, scheduler: Any, add_due: Callable[..., Any]
+) -> None:
     @app.task(shared=False)
     def report() -> None: ...
 
@@ -67,7 +76,9 @@ def test_the_app_s_own_task_is_sent(app: Celery, scheduler: Any, add_due: Callab
 
 
 @pytest.mark.parametrize(("args", "sent"), [(None, []), ((101,), [101])])
-def test_arguments(scheduler: Any, add_due: Callable[..., Any], args: Any, sent: list[Any]) -> None:
+def test_entry_is_sent_with_its_arguments(
+    scheduler: Any, add_due: Callable[..., Any], args: Any, sent: list[Any]
+) -> None:
     entry = add_due("report")
     entry.args, entry.kwargs = args, None
     scheduler.tick()
@@ -84,7 +95,7 @@ def test_headers_and_options_are_kept(scheduler: Any, add_due: Callable[..., Any
 
 
 @pytest.mark.parametrize("broken", [{}, {"task": "other", "schedule": Broken(60)}], ids=["sending", "schedule"])
-def test_one_entry_that_fails_stops_no_other(
+def test_failing_entry_stops_no_other(
     scheduler: Any, add_due: Callable[..., Any], caplog: pytest.LogCaptureFixture, broken: dict[str, Any]
 ) -> None:
     add_due("broken", **broken)
@@ -96,20 +107,20 @@ def test_one_entry_that_fails_stops_no_other(
     assert "broken" in record.getMessage()
 
 
-def test_another_interval_is_seen_by_the_next_tick(scheduler: Any) -> None:
+def test_changed_interval_is_seen_by_the_next_tick(scheduler: Any) -> None:
     for seconds in 5, 10, 3:
         scheduler.add(name="report", task="report", schedule=seconds)
-        assert seconds - 1 < scheduler.tick() <= seconds
+        assert scheduler.tick() == seconds
 
 
-def test_what_was_sent_is_due_again_when_its_interval_is_over(scheduler: Any, add_due: Callable[..., Any]) -> None:
+def test_sent_entry_is_due_again_after_its_interval(scheduler: Any, add_due: Callable[..., Any]) -> None:
     add_due("report")
-    assert 0 < scheduler.tick() <= 60
-    assert 0 < scheduler.tick() <= 60
+    assert scheduler.tick() == 60
+    assert scheduler.tick() == 60
     assert len(scheduler.sent) == scheduler.schedule["report"].total_run_count == 1
 
 
-def test_a_sync_is_due_after_so_many_messages(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
+def test_sync_is_due_after_so_many_messages(app: Celery, scheduler: Any, add_due: Callable[..., Any]) -> None:
     scheduler.sync_every_tasks = 2
     scheduler.sync = Mock()
     scheduler._do_sync()  # noqa: SLF001 - as celery.beat.Service does

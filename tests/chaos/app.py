@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import uuid
@@ -20,6 +21,8 @@ from celery_pgleader import current_leadership, current_slot
 from celery_pgleader.election import Change, Leadership
 from celery_pgleader.tasks import queue_name
 from tests.chaos.history import tell
+from tests.chaos.scenarios import GREEN, SCHEDULERS, Scenario, current
+from tests.support.rabbitmq import QUORUM
 from tests.support.stacks import dump_on_signal
 
 dump_on_signal()
@@ -27,11 +30,9 @@ dump_on_signal()
 ELECTION = "chaos"
 QUEUE, LEADER_QUEUE, WITNESSED = ELECTION, queue_name(ELECTION), f"{ELECTION}.witnessed"
 DURABLE, RAW = "orders", "murmurs"
-TTL = 2.0
 SAMPLE, NOTE = 0.001, 0.1
+RESIGN, STAND_BACK = signal.SIGRTMIN, 0.3
 
-# Seconds between the slots of each entry.
-INTERVALS = {"plain": 1.0, "each": 1.0, "brief": 1.0, "single": 1.0, "patient": 2.0, "minute": 60.0}
 POLICIES = {
     # However many slots were missed, each is run, and none twice.
     "each": {"misfire": "all", "deduplicate": True},
@@ -43,30 +44,37 @@ POLICIES = {
 LONG = {"single": 1.3, "patient": 1.0}
 
 
-def make_app(broker: str) -> Any:
-    """Return the app, without its tasks."""
+def make_app(broker: str, scenario: Scenario) -> Any:
+    """Return the app, without its schedule and tasks."""
     app = Celery(ELECTION, broker=broker)
     app.conf.update(
-        task_default_queue=QUEUE,
         task_ignore_result=True,
-        # What a worker had in hand when it died is run all the same.
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
-    app.conf.broker_transport_options = (
+    if scenario.queues == "quorum":
+        app.conf.update(QUORUM)
+    app.conf.task_default_queue = QUEUE
+    if scenario.visibility_timeout is not None:
+        # What a worker had in hand when it died is run all the same, before the run is over.
+        app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True)
+    if broker.startswith("amqp"):
         # Without it, what is sent while the broker stops is lost unseen.
-        {"confirm_publish": True}
-        if broker.startswith("amqp")
-        # What a worker had that died is wanted back before the run is over.
-        else {"visibility_timeout": 15.0, "unacked_restore_interval": 5.0, "unacked_restore_throttle": 1}
-    )
+        app.conf.broker_transport_options = {"confirm_publish": True}
+    elif scenario.visibility_timeout is not None:
+        app.conf.broker_transport_options = {
+            "visibility_timeout": scenario.visibility_timeout,
+            "unacked_restore_interval": 5.0,
+            "unacked_restore_throttle": 1,
+        }
     return app
 
 
-app = make_app(os.environ.get("CHAOS_BROKER", "memory://"))
+scenario = current()
+broker, database = os.environ.get("CHAOS_BROKER", "memory://"), os.environ.get("CHAOS_DATABASE", "")
+app = make_app(broker, scenario)
+witness = {"task": "chaos.witness", "queue": WITNESSED}
 app.conf.update(
     worker_prefetch_multiplier=2,
     beat_schedule={
@@ -75,26 +83,32 @@ app.conf.update(
             "schedule": crontab() if entry == "minute" else seconds,
             "kwargs": {"seconds": LONG.get(entry, 0.0)},
             # What is to be told apart from the workers' own troubles goes to one that is left alone.
-            "options": {"queue": WITNESSED if entry in {"plain", "minute"} else QUEUE},
+            "options": {"queue": WITNESSED if scenario.witnessed or entry in {"plain", "minute"} else QUEUE},
         }
-        for entry, seconds in INTERVALS.items()
+        for entry, seconds in scenario.entries.items()
     },
     beat_schedule_filename=os.environ.get("CHAOS_SCHEDULE", "schedule"),
+    beat_scheduler=SCHEDULERS[scenario.scheduler],
+    beat_dburi=database.replace("postgresql://", "postgresql+psycopg://"),
+    redbeat_redis_url=broker,
+    redbeat_key_prefix="chaos:",
     # No entry of Celery's own.
     result_expires=None,
-    pgleader_database_url=os.environ.get("CHAOS_DATABASE", ""),
     pgleader_election=ELECTION,
-    pgleader_ttl=TTL,
-    pgleader_poll_interval=1.0,
-    pgleader_schedule=POLICIES,
+    pgleader_ttl=scenario.ttl,
+    pgleader_poll_interval=scenario.poll,
+    pgleader_schedule={entry: policy for entry, policy in POLICIES.items() if entry in scenario.entries},
     pgleader_channels={
-        DURABLE: [
-            {"task": "chaos.handle", "deduplicate": True},
-            {"task": "chaos.witness", "queue": WITNESSED},
-        ],
+        DURABLE: [{**witness, "deduplicate": True}]
+        if scenario.witnessed
+        else [{"task": "chaos.handle", "deduplicate": True}, witness],
         RAW: {"task": "chaos.hear", "options": {"queue": WITNESSED}},
     },
 )
+if scenario.scheduler == "django-two-databases":
+    app.conf.pgleader_django_database = "ledger"
+else:
+    app.conf.pgleader_database_url = database
 
 
 class Recorder(bootsteps.StartStopStep):
@@ -102,16 +116,24 @@ class Recorder(bootsteps.StartStopStep):
 
     requires = ("celery_pgleader.worker.bootsteps:ElectionStep",)
 
-    def include_if(self, worker: Any) -> bool:
-        """Tell whether the worker takes part in the election."""
-        return getattr(worker, "pgleader", None) is not None
-
     def start(self, worker: Any) -> None:
-        """Begin."""
-        leadership, node = worker.pgleader.leadership, worker.hostname
-        leadership.subscribe(lambda change: _on_change(node, change))
-        threading.Thread(target=_sample, args=(leadership, node), name="recorder", daemon=True).start()
-        threading.Thread(target=_follow_clock, name="clock", daemon=True).start()
+        """Begin, if the worker takes part in the election."""
+        participant = getattr(worker, "pgleader", None)
+        if participant is None:
+            return
+        leadership, node = participant.leadership, worker.hostname
+
+        def on_change(change: Change) -> None:
+            kind = "gained" if change.gained else "lost"
+            tell(kind, node=node, term=change.term.number, reason=change.reason)
+
+        leadership.subscribe(on_change)
+        # This stands in for trouble with its beat.
+        signal.signal(RESIGN, lambda *_: participant._elector.resign(STAND_BACK))  # noqa: SLF001 - nobody else need do it
+        if scenario.pool not in GREEN:
+            threading.Thread(target=_sample, args=(leadership, node), name="recorder", daemon=True).start()
+        if "clock" in scenario.faults:
+            threading.Thread(target=_follow_clock, name="clock", daemon=True).start()
 
 
 app.steps["worker"].add(Recorder)
@@ -133,33 +155,21 @@ def _follow_clock() -> None:
                 travel.start()
 
 
-def _on_change(node: str, change: Change) -> None:
-    kind = "gained" if change.gained else "lost"
-    tell(kind, node=node, term=change.term.number, reason=change.reason)
-
-
 def _sample(leadership: Leadership, node: str) -> None:
     """Ask for trust a thousand times a second, as those do who act for the leader, and tell of the answers."""
     pause = threading.Event()
     while True:
         term = leadership.wait()
         since = until = time.monotonic()
-        while True:
+        while until - since < NOTE:
             # Before it is asked: a process may be stopped anywhere.
             asked = time.monotonic()
             if leadership.term != term:
                 break
             until = asked
-            if until - since > NOTE:
-                _tell_trust(node, term, since, until)
-                since = until
             pause.wait(SAMPLE)
-        _tell_trust(node, term, since, until)
-
-
-def _tell_trust(node: str, term: Any, since: float, until: float) -> None:
-    if term is not None:
-        tell("trusted", node=node, term=term.number, since=since, until=until)
+        if term is not None:
+            tell("trusted", node=node, term=term.number, since=since, until=until)
 
 
 @task_received.connect
@@ -191,14 +201,10 @@ def _run(task: Any, **fact: Any) -> Iterator[None]:
     leadership = current_leadership()
     if leadership is not None:
         fact |= {"term": leadership.term, "trusted": leadership.trusted()}
+    fact |= {"notification": (request.get("pgleader_notification") or {}).get("id")}
     tell("began", at=asked, run=run, id=request.id, task=task.name, node=request.hostname, **fact)
     yield
     tell("ended", run=run)
-
-
-def _take(seconds: float) -> None:
-    if seconds:
-        threading.Event().wait(seconds)
 
 
 @app.task(bind=True, name="chaos.tick")
@@ -207,39 +213,16 @@ def tick(self: Any, seconds: float) -> None:
     slot = current_slot()
     assert slot is not None
     with _run(self, entry=slot.entry, slot=slot.at):
-        _take(seconds)
+        threading.Event().wait(seconds)
 
 
-@app.task(bind=True, name="chaos.handle")
-def handle(self: Any, order: dict[str, Any]) -> None:
-    """Take a durable notification, once."""
-    with _run(self, **_name(order)):
-        pass
+def _work(self: Any, message: Any, seconds: float = 0.0) -> None:
+    with _run(self, **_name(message)):
+        threading.Event().wait(seconds)
 
 
-@app.task(bind=True, name="chaos.witness")
-def witness(self: Any, order: dict[str, Any]) -> None:
-    """See in which order durable notifications are dispatched."""
-    with _run(self, **_name(order)):
-        pass
-
-
-@app.task(bind=True, name="chaos.hear")
-def hear(self: Any, murmur: dict[str, Any]) -> None:
-    """Take a raw notification."""
-    with _run(self, **_name(murmur)):
-        pass
-
-
-@app.task(bind=True, name="chaos.lead", leader_only=True)
-def lead(self: Any, name: str, seconds: float) -> None:
-    """Do what only the leader may do."""
-    with _run(self, name=name):
-        _take(seconds)
-
-
-@app.task(bind=True, name="chaos.work")
-def work(self: Any, name: str, seconds: float) -> None:
-    """Do what anybody may do."""
-    with _run(self, name=name):
-        _take(seconds)
+# They take durable notifications, see in which order these are dispatched, take raw ones, and do what any worker may.
+for name in ("handle", "witness", "hear", "work"):
+    app.task(bind=True, name=f"chaos.{name}")(_work)
+# This is what only the leader may do.
+app.task(bind=True, name="chaos.lead", leader_only=True)(_work)

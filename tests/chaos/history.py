@@ -13,13 +13,8 @@ Fact = dict[str, Any]
 
 
 def tell(what: str, **fact: Any) -> None:
-    """Append a fact to the file `CHAOS_HISTORY`; lines this short are written whole.
-
-    Args:
-        what: its kind.
-        fact: what there is to say; `at`, when, in monotonic seconds, the same in all processes, is by default now.
-
-    """
+    """Append a fact to the file `CHAOS_HISTORY`; it is of now, in monotonic seconds, the same in all processes."""
+    # Lines this short are written whole.
     line = json.dumps({"what": what, "at": time.monotonic(), **fact}, default=str) + "\n"
     fd = os.open(os.environ["CHAOS_HISTORY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:

@@ -19,15 +19,14 @@ from celery_pgleader.cli.plugin import WORKER_OPTIONS, pgleader
 from celery_pgleader.config import PREFIX, Config
 from celery_pgleader.dashboard.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from celery_pgleader.testing import FakeNode
+from tests.support.pages import BLOCK, ROOT, blocks_in
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 METRICS = {*GAUGES, *(f"{name}_total" for name in COUNTERS), *HISTOGRAMS}
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -51,13 +50,12 @@ def facts(field: str) -> dict[str, str]:
 
 def prose(page: Path) -> str:
     """Return a page without its code blocks."""
-    return FENCE.sub("", page.read_text())
+    return BLOCK.sub("", page.read_text())
 
 
 def code(page: Path) -> str:
     """Return what a page sets as code, in blocks or in a line."""
-    blocks = [block for _, block in FENCE.findall(page.read_text())]
-    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", prose(page))])
+    return "\n".join([*(block.code for block in blocks_in(page)), *re.findall(r"`([^`\n]+)`", prose(page))])
 
 
 def anchors(page: Path) -> set[str]:
@@ -93,13 +91,13 @@ def test_setting_names_type_default_environment_and_option(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["ttl", "poll_interval", "retention"])
-def test_setting_names_its_default(field: str) -> None:
-    """A default that is a plain number is the one in the code."""
+def test_setting_shows_the_default_of_the_code(field: str) -> None:
+    """A default that is a plain number."""
     assert f"`{FIELDS[field].default:g}`" == facts(field)["Default"]
 
 
-def test_derived_defaults() -> None:
-    """The defaults that are a share of the ttl are as the page says."""
+def test_derived_defaults_are_those_of_the_code() -> None:
+    """Those that are a share of the ttl."""
     config = Config(database_url="postgresql://localhost/shop")
     assert facts("renew_interval")["Default"] == f"a fifth of `pgleader_ttl`, so {config.renew_interval:g}"
     assert facts("trust_margin")["Default"] == f"a tenth of `pgleader_ttl`, so {config.trust_margin:g}"
@@ -112,8 +110,8 @@ def test_every_worker_option_is_documented_and_every_documented_option_exists() 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_page_names_only_what_exists(page: Path) -> None:
-    """Settings, environment variables and options are those of the code, on every page."""
+def test_page_names_only_settings_and_options_that_exist(page: Path) -> None:
+    """Environment variables, headers and metrics included."""
     text = page.read_text()
     headers = {"pgleader_channel", "pgleader_backend_pid", "pgleader_term", "pgleader_slot", "pgleader_notification"}
     settings = {f"{PREFIX}{name}" for name in FIELDS}
@@ -192,8 +190,8 @@ def test_relative_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_reached_from_the_index() -> None:
-    """A page that nobody links to is not read."""
+def test_every_page_is_linked_from_the_index() -> None:
+    """A page without a link is not read."""
     linked = {(DOCS / link.partition("#")[0]).resolve() for link in LINK.findall(prose(DOCS / "index.md"))}
     own = {page.resolve() for page in PAGES if page.is_relative_to(DOCS)} - {(DOCS / "index.md").resolve()}
     assert own <= linked

@@ -19,22 +19,22 @@ from tests.support.shell import check_celery, check_program, commands
 
 
 @pytest.mark.parametrize("block", all_blocks("python"), ids=str)
-def test_python(block: Block) -> None:
-    """Compiles."""
-    compile(block.code, str(block.page), "exec")
+def test_python_block_compiles(block: Block) -> None:
+    assert compile(block.code, str(block.page), "exec")
 
 
 @pytest.mark.parametrize("block", all_blocks("sh"), ids=str)
-def test_shell(block: Block) -> None:
-    """Is made of commands that there are."""
-    for words in filter(None, commands(block.code)):
+def test_shell_block_is_made_of_existing_commands(block: Block) -> None:
+    lines = list(commands(block.code))
+    assert lines
+    for words in filter(None, lines):
         check_program(words)
 
 
 # `celery events` has two of that.
 @pytest.mark.filterwarnings("ignore:The parameter -d is used more than once")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_commands_in_the_text(page: Path) -> None:
+def test_command_in_the_text_has_existing_options(page: Path) -> None:
     """Those of Celery, too, unless something is left out of them."""
     for found in re.findall(r"`(celery -A [^`]+)`|^    (celery -A [^\n]+)$", page.read_text(), re.MULTILINE):
         line = " ".join("".join(found).split())
@@ -43,10 +43,9 @@ def test_commands_in_the_text(page: Path) -> None:
 
 
 @pytest.mark.parametrize("block", all_blocks("json", "yaml", "ini", "toml"), ids=str)
-def test_data(block: Block) -> None:
-    """Is what it says that it is."""
+def test_data_block_can_be_parsed(block: Block) -> None:
     if block.language == "json":
-        json.loads(block.code)
+        assert json.loads(block.code)
     elif block.language == "yaml":
         assert list(yaml.safe_load_all(block.code))
     else:

@@ -38,13 +38,12 @@ def named() -> dict[int, list[str]]:
     return found
 
 
-def test_the_list_is_complete() -> None:
+def test_list_of_incidents_is_complete() -> None:
     """And no test is named after one that is not in it."""
     assert list(INCIDENTS) == list(range(1, 17))
     assert set(named()) <= set(INCIDENTS)
 
 
 @pytest.mark.parametrize("number", INCIDENTS)
-def test_each_has_its_tests(number: int) -> None:
-    """At least one."""
+def test_every_incident_has_a_test(number: int) -> None:
     assert named().get(number), INCIDENTS[number]

@@ -29,20 +29,19 @@ def named() -> set[int]:
     return {int(number) for text in texts for number in re.findall(r"^def test_mistake_(\d+)_", text, re.MULTILINE)}
 
 
-def test_the_list_is_complete() -> None:
+def test_list_of_mistakes_is_complete() -> None:
     """Ten of them, and no test is named after another."""
     assert list(MISTAKES) == list(range(1, 11))
     assert named() <= set(MISTAKES)
 
 
 @pytest.mark.parametrize("number", MISTAKES)
-def test_each_has_its_tests(number: int) -> None:
-    """At least one."""
+def test_every_mistake_has_a_test(number: int) -> None:
     assert number in named(), MISTAKES[number]
 
 
-def test_each_is_in_the_documentation() -> None:
-    """As a heading of the page on troubleshooting, in this order."""
+def test_every_mistake_is_a_heading_on_troubleshooting() -> None:
+    """In this order."""
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     section = text.partition("## The ten commonest mistakes\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### \d+\. (.+)$", section, re.MULTILINE) == [

@@ -8,11 +8,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_step_of_the_schema_is_a_migration_of_django() -> None:
+def test_every_schema_step_has_a_django_migration() -> None:
     """A step without one is not run by `manage.py migrate`: copy one that is there, under the step's name."""
     package = ROOT / "celery_pgleader"
     steps = {path.stem for path in (package / "store" / "migrations").glob("*.sql")}
     assert steps == {path.stem for path in (package / "django" / "migrations").glob("[0-9]*.py")}
+
+
+def test_unit_files_mirror_modules() -> None:
+    """But for those about programs that are no part of the package."""
+    unit = ROOT / "tests" / "unit"
+    files = {
+        path.relative_to(unit).with_name(path.name.removeprefix("test_"))
+        for path in unit.rglob("test_*.py")
+        if "from celery_pgleader" in path.read_text()
+    }
+    assert files
+    assert [file for file in files if not (ROOT / "celery_pgleader" / file).is_file()] == []
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:

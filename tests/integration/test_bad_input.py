@@ -21,7 +21,6 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Elector
 from celery_pgleader.errors import ConfigurationError
 from celery_pgleader.postgres import Error, open_session
-from celery_pgleader.store import Schema
 from tests.support.eventually import eventually
 
 PATIENCE = 30.0
@@ -64,7 +63,6 @@ COMMANDS = {path: command for path, command in commands(pgleader).items() if pat
 def shop(database: str) -> str:
     """Give a database with a table, a notification that waits, and a dead letter."""
     with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).ensure()
         session.execute("create table orders (id int primary key, total int)")
         session.execute("select pgleader.notify('kept', '1')")
         session.execute(
@@ -89,7 +87,7 @@ def arguments(draw: st.DrawFn, command: click.Command) -> list[str]:
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 @fuzzed
 @given(data=st.data())
-def test_any_command(path: tuple[str, ...], shop: str, data: st.DataObject) -> None:
+def test_any_command_is_done_or_refused_in_one_line(path: tuple[str, ...], shop: str, data: st.DataObject) -> None:
     """Ends with one of the documented exit codes, and says why in one line."""
     given_words = data.draw(arguments(COMMANDS[path]))
     app = Celery("shop", set_as_current=False)
@@ -120,7 +118,9 @@ hosts = st.sampled_from(
 
 @fuzzed
 @given(host=hosts, given_options=options)
-def test_any_database_url(host: str, given_options: dict[str, str], database: str) -> None:
+def test_any_database_url_connects_or_raises_an_expected_error(
+    host: str, given_options: dict[str, str], database: str
+) -> None:
     """Leads somewhere, or to an error that is waited out."""
     try:
         url = make_conninfo(database, **{"host": host, **given_options})
@@ -131,7 +131,7 @@ def test_any_database_url(host: str, given_options: dict[str, str], database: st
         open_session(url, "test", unresponsive_after=5).close()
 
 
-def test_a_host_that_cannot_be_looked_up_does_not_end_the_elector(caplog: pytest.LogCaptureFixture) -> None:
+def test_elector_outlives_a_host_that_cannot_be_looked_up(caplog: pytest.LogCaptureFixture) -> None:
     """It says so once, and goes on trying."""
     elector = Elector(Config(database_url="host=a..b dbname=shop", ttl=1), "node")
     elector.start()

@@ -44,7 +44,7 @@ def config_of(folder: Path, settings: str) -> dict[str, Any]:
     return answer
 
 
-def test_the_default_database_is_used(tmp_path: Path) -> None:
+def test_default_database_is_used(tmp_path: Path) -> None:
     """With libpq's own options, and without Django's and psycopg's."""
     settings = """
 DATABASES = {"default": {
@@ -66,7 +66,7 @@ CELERY_PGLEADER_TTL = 7
     assert found["ttl"] == 7
 
 
-def test_settings_can_be_those_of_django(tmp_path: Path) -> None:
+def test_settings_may_be_in_upper_case_behind_the_namespace(tmp_path: Path) -> None:
     """In upper case, behind the namespace; also the dicts."""
     values: dict[str, Any] = {
         "database_url": "host=elsewhere",
@@ -91,13 +91,13 @@ def test_settings_can_be_those_of_django(tmp_path: Path) -> None:
     assert {name: found[name] for name in plain} == {name: values[name] for name in plain}
 
 
-def test_a_misspelt_setting_is_named_as_it_was_written(tmp_path: Path) -> None:
+def test_misspelt_setting_is_named_as_it_was_written(tmp_path: Path) -> None:
     """With what was probably meant."""
     found = config_of(tmp_path, "CELERY_PGLEADER_TLL = 7")
     assert found["error"] == "CELERY_PGLEADER_TLL: there is no such setting; did you mean pgleader_ttl?"
 
 
-def test_another_database_is_used_if_it_is_named(tmp_path: Path) -> None:
+def test_named_database_is_used(tmp_path: Path) -> None:
     """With a service of libpq's, which leaves all else to its own file."""
     settings = """
 DATABASES = {
@@ -118,7 +118,7 @@ CELERY_PGLEADER_DJANGO_DATABASE = "ledger"
         (7, "pgleader_django_database = 7: must be the alias of a database in DATABASES (default, other)"),
     ],
 )
-def test_a_database_that_cannot_be_is_refused(tmp_path: Path, alias: object, message: str) -> None:
+def test_unsuitable_database_is_refused(tmp_path: Path, alias: object, message: str) -> None:
     """In one line; the default one is not taken for it."""
     settings = f"""
 DATABASES = {{
@@ -130,7 +130,7 @@ CELERY_PGLEADER_DJANGO_DATABASE = {alias!r}
     assert config_of(tmp_path, settings)["error"] == message
 
 
-def test_settings_without_a_module_count(tmp_path: Path) -> None:
+def test_settings_without_a_module_are_read(tmp_path: Path) -> None:
     """A program may configure Django by itself."""
     script = """
 from django.conf import settings
@@ -144,7 +144,7 @@ print(Config.from_app(Celery("shop")).database_url)
     assert result.stdout == "dbname=shop\n"
 
 
-def test_a_process_without_django_does_not_import_it() -> None:
+def test_process_without_django_does_not_import_it() -> None:
     """Nor does one that only looks for a database."""
     script = """
 import sys
@@ -159,7 +159,7 @@ assert "django.conf" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_setting_comes_before_the_default_database(tmp_path: Path) -> None:
+def test_database_url_takes_precedence_over_the_default_database(tmp_path: Path) -> None:
     """Who names a database means it."""
     settings = """
 DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "shop"}}
@@ -169,7 +169,7 @@ CELERY_PGLEADER_DATABASE_URL = "host=elsewhere"
 
 
 @pytest.mark.parametrize("database", ['{"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}', "{}"])
-def test_another_kind_of_database_is_none(tmp_path: Path, database: str) -> None:
+def test_other_kind_of_database_is_not_used(tmp_path: Path, database: str) -> None:
     """A project on SQLite, or on nothing, has to name one."""
     found = config_of(tmp_path, f'DATABASES = {{"default": {database}}}')
     assert found["error"].startswith("pgleader_database_url is not set")

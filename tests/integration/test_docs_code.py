@@ -21,7 +21,6 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from celery_pgleader.postgres import SessionShared, open_session
-from celery_pgleader.store import Schema
 from example_app.servers import EmbeddedPostgres
 from tests.fixtures.servers import missing
 from tests.support.pages import ROOT, Block, all_blocks, named_blocks
@@ -66,10 +65,9 @@ Config.from_app(app, {{"database_url": DATABASE}})
 
 @pytest.fixture
 def shop(database: str) -> Iterator[str]:
-    """Give a database with the schema, and with what the pages' statements are about."""
+    """Give a database with what the pages' statements are about."""
     role = "shop_of_" + str(conninfo_to_dict(database)["dbname"])
     with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
         session.execute("create table orders (id bigint generated always as identity, item text not null)")
         session.execute("create table accounts (balance numeric, interest numeric)")
         session.execute("insert into pgleader.elections (election, term, node) values ('shop', 7, 'celery@a')")
@@ -98,7 +96,7 @@ def pages() -> dict[Path, list[str]]:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_python(page: Path, shop: str) -> None:
+def test_python_on_pages_runs(page: Path, shop: str) -> None:
     """Runs, block after block; what it leaves in the app's configuration is one that can be."""
     code = [RUN.format(code=with_database(block, shop), page=page.name) for block in pages()[page]]
     script = "\n".join([f"DATABASE = {make_url(shop)!r}", GIVEN, *code])
@@ -107,7 +105,7 @@ def test_python(page: Path, shop: str) -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in all_blocks("sql") if block.name is None], ids=str)
-def test_sql(block: Block, shop: str) -> None:
+def test_sql_on_pages_runs(block: Block, shop: str) -> None:
     """Is what Postgres takes, in a database of its own."""
     name = str(conninfo_to_dict(shop)["dbname"])
     code = block.code.replace("database shop", f"database {name}").replace("to shop;", f"to shop_of_{name};")
@@ -117,7 +115,7 @@ def test_sql(block: Block, shop: str) -> None:
         connection.execute(code.encode())
 
 
-def test_blocks_with_a_name_are_run_by_tests_of_their_pages() -> None:
+def test_named_blocks_belong_to_tests_of_their_pages() -> None:
     """Those tests see to it that each is. The guides for moving have theirs in tests/acceptance, as most have."""
     pages = {block.page for block in all_blocks("python", "sql", "js", "ini", "sh") if block.name is not None}
     elsewhere = {"django.md", "notifications.md", "testing.md"}
@@ -132,7 +130,7 @@ def manifests() -> list[Any]:
 
 
 @pytest.mark.parametrize("manifest", manifests(), ids=lambda manifest: manifest["kind"])
-def test_kubernetes(manifest: dict[str, Any]) -> None:
+def test_kubernetes_accepts_manifests(manifest: dict[str, Any]) -> None:
     """Kubernetes knows each field, and selectors find what they are for."""
     kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
     spec = manifest["spec"]
@@ -149,7 +147,7 @@ def containers() -> list[dict[str, Any]]:
     ]
 
 
-def test_commands_of_containers() -> None:
+def test_containers_run_commands_that_exist() -> None:
     """They, and the probes, are commands of Celery's that there are; what a probe asks can be answered."""
     found = [container["command"] for container in containers()]
     found += [probe["exec"]["command"] for container in containers() for probe in probes(container)]
@@ -169,7 +167,7 @@ COMPOSE_FILES = {"docker-compose.yml": (ROOT / "docker-compose.yml").read_text()
 
 
 @pytest.mark.parametrize("name", COMPOSE_FILES)
-def test_compose(name: str) -> None:
+def test_compose_accepts_files(name: str) -> None:
     """Docker compose knows each key, and what a service names is there."""
     file = yaml.safe_load(COMPOSE_FILES[name])
     PyCompose.from_json(json.dumps(file)).validate()
@@ -181,7 +179,7 @@ def test_compose(name: str) -> None:
         assert {name for name in named if name[0] not in "./"} <= file.get("volumes", {}).keys()
 
 
-def test_systemd(tmp_path: Path) -> None:
+def test_systemd_accepts_units(tmp_path: Path) -> None:
     """Systemd has nothing to say about the units."""
     program = shutil.which("systemd-analyze")
     if program is None:
@@ -207,7 +205,7 @@ class PagesPgBouncer(PgBouncer):
         return self.text
 
 
-def test_pgbouncer(postgres: EmbeddedPostgres, database: str) -> None:
+def test_pgbouncer_accepts_configuration(postgres: EmbeddedPostgres, database: str) -> None:
     """With the page's configuration one of its two doors will do, and is told from the other."""
     page = named_blocks(ROOT / "docs" / "how-to" / "poolers.md")
     program = find_pgbouncer()
@@ -255,7 +253,7 @@ asyncio.run(serve())
 
 
 @pytest.mark.parametrize(("block", "use"), [("send", SEND), ("lifespan", LIFESPAN)], ids=["send", "lifespan"])
-def test_fastapi(block: str, use: str, shop: str) -> None:
+def test_fastapi_examples_run(block: str, use: str, shop: str) -> None:
     """The notification is there with the row, and the job is run by who leads."""
     url = make_url(shop).replace("postgresql", "postgresql+psycopg")
     code = FASTAPI[block].replace("postgresql+psycopg://shop@db/shop", url)

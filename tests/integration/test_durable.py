@@ -8,7 +8,6 @@ import json
 import string
 import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -36,24 +35,14 @@ from celery_pgleader.election import Leadership
 from celery_pgleader.election.lock_session import LockSession
 from celery_pgleader.notifications.relay import Relay
 from celery_pgleader.notifications.sending import DEEPEST
-from celery_pgleader.postgres import open_session
-from celery_pgleader.store import LEDGER_TERMS, Schema
+from celery_pgleader.store import LEDGER_TERMS
 from celery_pgleader.threads import Ending
 from example_app.servers import EmbeddedValkey
 from tests.support.eventually import eventually
 from tests.support.rabbitmq import RabbitMQ
 
-MUCH = 25_000
 FOREVER = float("inf")
 ORDERS: Mapping[str, tuple[Route, ...]] = {"orders": (Route("shop.on_order"),)}
-
-
-@pytest.fixture
-def migrated(database: str) -> str:
-    """Give a database with the schema."""
-    with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
-    return database
 
 
 def ask(database: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -158,10 +147,16 @@ class Office:
         eventually(lambda: not ask(self.database, "select 1 from pgleader.notifications limit 1"), timeout)
 
 
+@pytest.fixture(autouse=True)
+def short_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what failed, and an absent broker, tried again ten times as soon."""
+    monkeypatch.setattr("celery_pgleader.notifications.relay.FIRST_REST", 0.02)
+
+
 @pytest.fixture
-def office(migrated: str, valkey: str) -> Iterator[Office]:
+def office(database: str, valkey: str) -> Iterator[Office]:
     """Give an office on Valkey."""
-    made = Office(migrated, valkey)
+    made = Office(database, valkey)
     yield made
     made.stop()
 
@@ -266,13 +261,13 @@ AWKWARD = {"note": """it's "quoted" \\ %s %(channel)s :key ::jsonb {0} $1""", "n
 
 
 @pytest.mark.parametrize("kind", CONNECTIONS)
-def test_a_notification_is_part_of_the_senders_transaction(kind: Any, migrated: str) -> None:
+def test_durable_notification_is_part_of_the_senders_transaction(kind: Any, database: str) -> None:
     """Rolled back, it was never sent; committed, it was; and what is refused leaves the transaction as it was."""
-    with kind(migrated) as (connection, commit, rollback):
+    with kind(database) as (connection, commit, rollback):
         notify("orders", AWKWARD, key="k'1", connection=connection)
-        assert waiting(migrated) == [], "not before it is committed"
+        assert waiting(database) == [], "not before it is committed"
         rollback()
-        assert waiting(migrated) == []
+        assert waiting(database) == []
         notify("it's: %s :x", AWKWARD, key="k'1 :x", connection=connection)
         with pytest.raises(NotificationError):
             notify("orders", "\0", connection=connection)
@@ -281,13 +276,13 @@ def test_a_notification_is_part_of_the_senders_transaction(kind: Any, migrated: 
         notify("orders", [], connection=connection)
         commit()
     query = "select channel, key, payload from pgleader.notifications order by id"
-    assert ask(migrated, query) == [("it's: %s :x", "k'1 :x", AWKWARD), ("orders", None, [])]
+    assert ask(database, query) == [("it's: %s :x", "k'1 :x", AWKWARD), ("orders", None, [])]
 
 
 @pytest.mark.parametrize("kind", CONNECTIONS)
-def test_so_is_a_raw_one(kind: Any, migrated: str) -> None:
+def test_raw_notification_is_part_of_the_senders_transaction(kind: Any, database: str) -> None:
     """Heard when it is committed, and only then."""
-    with psycopg.connect(migrated, autocommit=True) as listener, kind(migrated) as (connection, commit, rollback):
+    with psycopg.connect(database, autocommit=True) as listener, kind(database) as (connection, commit, rollback):
         listener.execute('listen "it\'s: %s"')
         notify("it's: %s", "rolled back", durable=False, connection=connection)
         rollback()
@@ -297,22 +292,22 @@ def test_so_is_a_raw_one(kind: Any, migrated: str) -> None:
         assert json.loads(heard.payload) == AWKWARD
 
 
-def test_what_cannot_be_waited_for_is_refused(migrated: str) -> None:
+def test_asynchronous_connection_is_refused(database: str) -> None:
     """An asynchronous connection would send nothing, and say nothing."""
-    asynchronous = create_async_engine(migrated.replace("postgresql://", "postgresql+psycopg://")).connect()
+    asynchronous = create_async_engine(database.replace("postgresql://", "postgresql+psycopg://")).connect()
     with pytest.raises(TypeError, match="AsyncConnection is asynchronous"):
         notify("orders", 1, connection=asynchronous)
     with pytest.raises(TypeError, match="must be of psycopg, psycopg2, Django or SQLAlchemy"):
         notify("orders", 1, connection=object())
 
 
-def test_without_a_connection_one_is_opened(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notify_opens_a_connection_if_none_is_given(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To where the current app's election is held."""
     app = Celery("shop", set_as_current=False)
-    app.conf.pgleader_database_url = migrated
+    app.conf.pgleader_database_url = database
     monkeypatch.setattr("celery.current_app", app)
     notify("orders", {"id": 1})
-    assert waiting(migrated) == [{"id": 1}]
+    assert waiting(database) == [{"id": 1}]
 
 
 # What goes in comes out
@@ -366,9 +361,9 @@ class Ends:
 
 
 @pytest.fixture
-def ends(migrated: str) -> Iterator[Ends]:
+def ends(database: str) -> Iterator[Ends]:
     """Give both ends."""
-    both = Ends(migrated)
+    both = Ends(database)
     yield both
     both.sender.close()
     both.outside.close()
@@ -386,7 +381,9 @@ thrown = settings(
 @given(channel=channels, payload=values, key=st.none() | texts)
 @example(channel="orders", payload={"a": ["\\u0000", "\\\\u0000"]}, key="")
 @example(channel="orders", payload="\\\0", key=None)
-def test_incident_12_any_payload_from_python(ends: Ends, channel: str, payload: Any, key: str | None) -> None:
+def test_incident_12_any_payload_from_python_is_kept_or_refused(
+    ends: Ends, channel: str, payload: Any, key: str | None
+) -> None:
     """Comes out as it went in, or is refused before anything is sent, and the transaction can be used on."""
     ends.sender.execute("select 1")
     try:
@@ -403,7 +400,7 @@ def test_incident_12_any_payload_from_python(ends: Ends, channel: str, payload: 
 
 
 @pytest.mark.parametrize("depth", [1, 499, 500, 999, 100_000])
-def test_nesting(ends: Ends, depth: int) -> None:
+def test_deeply_nested_payload_is_kept_or_refused(ends: Ends, depth: int) -> None:
     """As deep as it is certain to be readable, and no deeper."""
     payload: Any = []
     for _ in range(depth - 1):
@@ -423,8 +420,8 @@ def test_nesting(ends: Ends, depth: int) -> None:
 @given(channel=channels, payload=values)
 @example(channel="orders", payload="é" * 3_998)
 @example(channel="orders", payload="é" * 3_999)
-def test_incident_12_any_raw_payload_from_python(ends: Ends, channel: str, payload: Any) -> None:
-    """As well."""
+def test_incident_12_any_raw_payload_from_python_is_heard_or_refused(ends: Ends, channel: str, payload: Any) -> None:
+    """It is heard when the transaction is committed, and only then."""
     ends.listen("after")
     try:
         notify(channel, payload, durable=False, connection=ends.sender)
@@ -445,7 +442,9 @@ def test_incident_12_any_raw_payload_from_python(ends: Ends, channel: str, paylo
 
 @thrown
 @given(channel=channels, payload=values, key=st.none() | texts)
-def test_incident_12_any_payload_from_sql(ends: Ends, channel: str, payload: Any, key: str | None) -> None:
+def test_incident_12_any_payload_from_sql_is_kept_or_refused(
+    ends: Ends, channel: str, payload: Any, key: str | None
+) -> None:
     """Comes out as it went in, or Postgres refuses it: with a savepoint the transaction can be used on."""
     ends.sender.execute("savepoint before")
     try:
@@ -463,7 +462,7 @@ def test_incident_12_any_payload_from_sql(ends: Ends, channel: str, payload: Any
         assert alike(payload, json.loads(text))
 
 
-def test_what_python_cannot_read_is_a_dead_letter(office: Office) -> None:
+def test_payload_that_python_cannot_read_becomes_a_dead_letter(office: Office) -> None:
     """Though Postgres can hold it: numbers beyond all measure, nesting beyond Python's. What is behind it goes on."""
     for text in ("1e5000", "1e400 ", "[" * 3_000 + "]" * 3_000):
         ask(office.database, "select pgleader.notify('orders', %s::jsonb, 'k')", text)
@@ -477,8 +476,8 @@ def test_what_python_cannot_read_is_a_dead_letter(office: Office) -> None:
     assert all("the payload cannot be read" in error for error in errors), errors
 
 
-@settings(thrown, max_examples=60)
-@given(payloads=st.lists(values, min_size=1, max_size=5))
+@settings(thrown, max_examples=15)
+@given(payloads=st.lists(values, min_size=4, max_size=20))
 def test_any_payload_reaches_the_broker(throughout: Office, payloads: list[Any]) -> None:
     """Through the relay, in order."""
     sent = []
@@ -510,7 +509,7 @@ def send(office: Office, *payloads: Any, channel: str = "orders", key: str | Non
             notify(channel, payload, key=key, connection=connection)
 
 
-def test_messages_say_what_they_were_sent_for(office: Office) -> None:
+def test_messages_name_their_notification(office: Office) -> None:
     """Each task of the channel gets one, with headers; a task id of its own; and the text if it wants that."""
     send(office, {"id": 1}, key="k")
     ((uid, number),) = ask(office.database, "select uid, id from pgleader.notifications")
@@ -530,7 +529,7 @@ def test_messages_say_what_they_were_sent_for(office: Office) -> None:
         assert message["pgleader_notification"] == header
 
 
-def test_a_poison_one_dies_and_those_behind_it_go_on(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poison_notification_does_not_stop_those_behind_it(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order; meanwhile what has other keys does not wait for it."""
     send(office, 1, key="k")
     send(office, "poison", key="k", channel="unknown")
@@ -563,7 +562,7 @@ def test_a_poison_one_dies_and_those_behind_it_go_on(office: Office, monkeypatch
         (Route("shop.log", options={"countdown": "soon"}), "Error"),
     ],
 )
-def test_what_can_never_be_sent_is_a_dead_letter(route: Route, reason: str, office: Office) -> None:
+def test_notification_that_can_never_be_sent_becomes_a_dead_letter(route: Route, reason: str, office: Office) -> None:
     """With its reason; what shares its batch is sent once."""
     send(office, "bad", channel="bad")
     send(office, 1, 2)
@@ -575,7 +574,7 @@ def test_what_can_never_be_sent_is_a_dead_letter(route: Route, reason: str, offi
     assert reason in error
 
 
-def test_a_task_that_is_elsewhere_needs_a_queue(office: Office) -> None:
+def test_task_of_another_app_is_sent_to_its_queue(office: Office) -> None:
     """Then it need not be known here."""
     send(office, 1)
     office.lead({"orders": (Route("elsewhere.on_order", queue="celery"),)})
@@ -583,7 +582,7 @@ def test_a_task_that_is_elsewhere_needs_a_queue(office: Office) -> None:
     assert [message["task"] for message in office.messages()] == ["elsewhere.on_order"]
 
 
-def test_a_channel_without_a_route_stays(office: Office) -> None:
+def test_notification_without_a_route_waits_for_one(office: Office) -> None:
     """Until a leader has one."""
     send(office, "later", channel="returns")
     send(office, "now")
@@ -594,7 +593,7 @@ def test_a_channel_without_a_route_stays(office: Office) -> None:
     office.await_payloads("now", "later")
 
 
-def test_without_a_wake_up_it_is_found_by_looking(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_finds_notifications_without_a_wake_up(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `pgleader.wake = off` there is no NOTIFY at all."""
     monkeypatch.setattr("celery_pgleader.notifications.relay.POLL", 0.3)
     office.lead(ORDERS)
@@ -612,7 +611,7 @@ def test_without_a_wake_up_it_is_found_by_looking(office: Office, monkeypatch: p
         assert list(listener.notifies(timeout=0)) == []
 
 
-def test_a_wake_up_is_heard_at_once(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wake_up_needs_no_poll(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """However seldom it is looked."""
     monkeypatch.setattr("celery_pgleader.notifications.relay.POLL", 3_600.0)
     office.lead(ORDERS)
@@ -621,7 +620,7 @@ def test_a_wake_up_is_heard_at_once(office: Office, monkeypatch: pytest.MonkeyPa
         office.await_payloads(*range(number + 1))
 
 
-def test_what_is_committed_late_is_not_passed_over(office: Office) -> None:
+def test_late_commit_is_not_passed_over(office: Office) -> None:
     """Though those that were begun after it have been dispatched."""
     office.lead(ORDERS)
     with psycopg.connect(office.database) as late:
@@ -631,7 +630,7 @@ def test_what_is_committed_late_is_not_passed_over(office: Office) -> None:
     office.await_payloads(1, 2, "late")
 
 
-def test_a_stale_relay_deletes_nothing(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_relay_deletes_nothing(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was superseded while it was publishing: its successor dispatches again, under the same task ids."""
     send(office, 1, 2)
     term, _ = office.lead({})
@@ -658,7 +657,7 @@ def test_a_stale_relay_deletes_nothing(office: Office, monkeypatch: pytest.Monke
     assert ids[:2] == ids[2:]
 
 
-def test_a_session_that_ends_before_the_deletion(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_lost_before_the_deletion_repeats_task_ids(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between publication and deletion: dispatched again, under the same task ids, in order."""
     from celery_pgleader.store import Mailbox
 
@@ -684,7 +683,7 @@ def test_a_session_that_ends_before_the_deletion(office: Office, monkeypatch: py
     assert ids[:3] == ids[3:]
 
 
-def test_a_retried_one_has_the_same_task_id(office: Office) -> None:
+def test_retried_dead_letter_has_the_same_task_id(office: Office) -> None:
     """When it comes back from the dead letters, so that what has been run already is not run again."""
     from celery_pgleader.store import sql as statements
 
@@ -700,40 +699,40 @@ def test_a_retried_one_has_the_same_task_id(office: Office) -> None:
     assert dead(office.database) == []
 
 
-def test_the_broker_is_away(migrated: str, own_valkey: EmbeddedValkey) -> None:
+def test_absent_broker_loses_nothing(database: str, own_valkey: EmbeddedValkey) -> None:
     """Nothing is lost or counted against anybody, and the order is kept."""
-    office = Office(migrated, own_valkey.url)
+    office = Office(database, own_valkey.url)
     office.lead(ORDERS)
     send(office, 0, key="k")
     office.await_payloads(0)
     own_valkey.stop()
     send(office, *range(1, 700), key="k")
     # It has tried, and goes on to.
-    eventually(lambda: [(1,)] and len(waiting(migrated)) == 699)
+    eventually(lambda: [(1,)] and len(waiting(database)) == 699)
     own_valkey.start()
     office.await_empty(60)
     office.stop()
     assert office.payloads() == list(range(700))
-    assert dead(migrated) == []
+    assert dead(database) == []
 
 
-def test_a_broker_that_is_full_is_waited_for(migrated: str, own_valkey: EmbeddedValkey) -> None:
+def test_full_broker_is_waited_for(database: str, own_valkey: EmbeddedValkey) -> None:
     """Redis without memory answers, but takes nothing: that is no notification's fault."""
-    office = Office(migrated, own_valkey.url)
+    office = Office(database, own_valkey.url)
     with redis.Redis.from_url(own_valkey.url) as client:
         client.config_set("maxmemory", "1")
         office.lead(ORDERS)
         send(office, 1, 2, 3, key="k")
         send(office, 4)
         tries = client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"]
-        eventually(lambda: client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"] > tries + 10)
-        assert len(waiting(migrated)) == 4
-        assert ask(migrated, "select 1 from pgleader.notifications where attempts > 0") == []
+        eventually(lambda: client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"] > tries + 6)
+        assert len(waiting(database)) == 4
+        assert ask(database, "select 1 from pgleader.notifications where attempts > 0") == []
         client.config_set("maxmemory", "0")
     office.await_empty(60)
     office.stop()
     assert [payload for payload in office.payloads() if payload != 4] == [1, 2, 3]
-    assert dead(migrated) == []
+    assert dead(database) == []
 
 
 # RabbitMQ
@@ -750,25 +749,25 @@ def taken(broker: str, queue: str) -> list[Any]:
 
 
 @pytest.fixture
-def amqp_office(migrated: str, rabbitmq: str) -> Iterator[Office]:
+def amqp_office(database: str, rabbitmq: str) -> Iterator[Office]:
     """Give an office on RabbitMQ, with a queue of its own."""
-    made = Office(migrated, rabbitmq, f"durable-{uuid.uuid4().hex[:8]}", confirm_publish=True)
+    made = Office(database, rabbitmq, f"durable-{uuid.uuid4().hex[:8]}", confirm_publish=True)
     yield made
     made.stop()
 
 
 @pytest.mark.xdist_group("rabbitmq")
-def test_on_rabbitmq_a_batch_arrives_in_order(amqp_office: Office) -> None:
+def test_batch_arrives_in_order_on_rabbitmq(amqp_office: Office) -> None:
     """Though nobody waits for each confirmation."""
-    send(amqp_office, *range(1_200), key="k")
+    send(amqp_office, *range(700), key="k")
     amqp_office.lead(ORDERS)
     amqp_office.await_empty()
-    assert taken(amqp_office.broker, amqp_office.queue) == list(range(1_200))
+    assert taken(amqp_office.broker, amqp_office.queue) == list(range(700))
 
 
 @pytest.mark.xdist_group("rabbitmq")
 @pytest.mark.parametrize("alone", [True, False])
-def test_what_rabbitmq_will_not_take_is_a_dead_letter(amqp_office: Office, alone: bool) -> None:  # noqa: FBT001
+def test_message_that_rabbitmq_refuses_becomes_a_dead_letter(amqp_office: Office, alone: bool) -> None:  # noqa: FBT001
     """A header that fits no frame has it end the connection. Those behind go on, in order."""
     large = {"headers": {"x": "x" * 200_000}}
     send(amqp_office, "large", channel="large", key="k")
@@ -782,7 +781,7 @@ def test_what_rabbitmq_will_not_take_is_a_dead_letter(amqp_office: Office, alone
 
 
 @pytest.mark.xdist_group("rabbitmq")
-def test_what_is_larger_than_rabbitmq_takes_is_a_dead_letter(amqp_office: Office, shared_rabbitmq: RabbitMQ) -> None:
+def test_message_too_large_for_rabbitmq_becomes_a_dead_letter(amqp_office: Office, shared_rabbitmq: RabbitMQ) -> None:
     """It closes the channel then. Those behind go on, in order."""
     limit_messages(shared_rabbitmq, 100_000)
     try:
@@ -801,7 +800,7 @@ def test_what_is_larger_than_rabbitmq_takes_is_a_dead_letter(amqp_office: Office
 
 
 @pytest.mark.xdist_group("rabbitmq")
-def test_a_queue_that_is_full_is_waited_for(amqp_office: Office) -> None:
+def test_full_queue_is_waited_for(amqp_office: Office) -> None:
     """It refuses messages: that is no notification's fault, and holds up no other queue for long."""
     amqp_office.app.conf.task_queues = [
         kombu.Queue(
@@ -830,7 +829,7 @@ def test_a_queue_that_is_full_is_waited_for(amqp_office: Office) -> None:
 
 
 @pytest.mark.xdist_group("rabbitmq")
-def test_a_connection_that_went_stale_costs_no_pause(
+def test_stale_connection_costs_no_pause(
     amqp_office: Office, shared_rabbitmq: RabbitMQ, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Such as by a restart of the broker while there was nothing to send."""
@@ -857,32 +856,34 @@ def limit_messages(node: RabbitMQ, size: int) -> None:
 # Backlogs
 
 
-def test_a_backlog_of_one_key_starves_nobody(office: Office) -> None:
-    """Two hundred thousand of them; what comes meanwhile, of other keys, passes, and memory stays flat."""
-    number = 200_000
+@pytest.mark.parametrize("number", [40_000, pytest.param(200_000, marks=pytest.mark.long)])
+def test_backlog_of_one_key_does_not_hold_up_others(office: Office, number: int) -> None:
+    """What comes meanwhile, of other keys, passes it within a few batches, and memory stays flat."""
     ask(
         office.database,
         "insert into pgleader.notifications (channel, key, payload)"
-        " select 'orders', 'backlog', jsonb_build_object('id', g, 'text', repeat('x', 200))"
+        " select 'orders', 'backlog', jsonb_build_object('id', g, 'text', repeat('x', 500))"
         " from generate_series(1, %s) g",
         number,
     )
     with redis.Redis.from_url(office.broker) as client:
         # Nobody looks at those of the backlog one by one.
         office.lead({**ORDERS, "fresh": (Route("shop.log", queue="fresh"),)})
-        eventually(lambda: client.llen("celery") > 5_000)
+        eventually(lambda: client.llen("celery") > number / 40)
         process = psutil.Process()
         before = process.memory_info().rss
-        latencies = []
+        waited_for = []
         for fresh in range(10):
-            began = time.monotonic()
+            came = client.llen("celery")
             send(office, fresh, channel="fresh", key=f"fresh {fresh}")
             eventually(lambda fresh=fresh: client.llen("fresh") > fresh)  # type: ignore[misc]  # of this round
-            latencies.append(time.monotonic() - began)
-        eventually(lambda: client.llen("celery") > MUCH, 120)
+            waited_for.append(client.llen("celery") - came)
+        eventually(lambda: client.llen("celery") > number / 8)
         ((left,),) = ask(office.database, "select count(*) from pgleader.notifications")
         assert left > number / 2, "it goes on still"
         grown = process.memory_info().rss - before
         office.stop()
-    assert max(latencies) < 5
-    assert grown < 30_000_000
+    print(f"behind {waited_for} of the backlog; {grown} bytes more")
+    assert max(waited_for) < 2_000
+    # Half of what the backlog takes as text.
+    assert grown < number * 270

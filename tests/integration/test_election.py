@@ -27,6 +27,7 @@ from tests.support.fleet import Fleet, Member, gathered
 
 PATIENCE = 30.0
 LOCK = 4242
+DEFAULT_POLL = Config(database_url="host=127.0.0.1").poll_interval
 
 
 class Standing:
@@ -139,7 +140,7 @@ def ready(fleet: Fleet, count: int, url: str) -> Member:
     return leader
 
 
-def test_a_crash_passes_the_lead_on(fleet: Fleet, database: str) -> None:
+def test_successor_leads_after_a_crash(fleet: Fleet, database: str) -> None:
     """`kill -9` of the leader: a successor leads, in a higher term."""
     ready(fleet, 3, database).kill()
     fleet.await_leader()
@@ -147,7 +148,7 @@ def test_a_crash_passes_the_lead_on(fleet: Fleet, database: str) -> None:
     assert not fleet.overlaps
 
 
-def test_two_crashes_in_a_row(fleet: Fleet, database: str) -> None:
+def test_second_successor_leads_after_two_crashes(fleet: Fleet, database: str) -> None:
     """A leader that dies as soon as it has taken office is replaced by the other successor."""
     ready(fleet, 5, database).kill()
     fleet.await_leader().kill()
@@ -157,22 +158,24 @@ def test_two_crashes_in_a_row(fleet: Fleet, database: str) -> None:
     assert not fleet.overlaps
 
 
-def test_a_stopped_leader_is_replaced_and_refuses_to_act(fleet: Fleet, database: str) -> None:
+def test_stopped_leader_is_replaced_and_refuses_to_act(fleet: Fleet, database: str) -> None:
     """SIGSTOP: the server frees the lock by itself within the ttl; SIGCONT: the old leader trusts itself no more."""
     leader = ready(fleet, 3, database)
-    stopped_at = time.monotonic()
+    stopped_at = time.time()
     leader.process.send_signal(signal.SIGSTOP)
     eventually(lambda: [m for m in fleet.members if m is not leader and m.leads], timeout=PATIENCE)
-    assert time.monotonic() - stopped_at < 2 + 1, "the lock must be free within ttl + 1 s"
+    (successor,) = [m for m in fleet.members if m is not leader and m.leads]
+    assert successor.facts("leader")[-1]["at"] - stopped_at < 2 + 1, "the lock must be free within ttl + 1 s"
 
     leader.process.send_signal(signal.SIGCONT)
     leader.send(ask=True)
     eventually(lambda: leader.facts("trusted"), timeout=PATIENCE)
     assert [fact["value"] for fact in leader.facts("trusted")] == [False]
     eventually(lambda: not leader.leads, timeout=PATIENCE)
+    assert successor.leads
 
 
-def test_a_stopped_successor_gives_its_place_and_lock_up(fleet: Fleet, database: str) -> None:
+def test_stopped_successor_loses_its_place_and_lock(fleet: Fleet, database: str) -> None:
     """A successor that hangs is granted the lock like any other; the server takes it away again."""
     leader = ready(fleet, 2, database)
     (successor,) = [member for member in fleet.members if member is not leader]
@@ -186,7 +189,7 @@ def test_a_stopped_successor_gives_its_place_and_lock_up(fleet: Fleet, database:
     assert [fact["value"] for fact in successor.facts("trusted")] == [False]
 
 
-def test_resigning_hands_over(standing: Callable[..., Standing], database: str) -> None:
+def test_resigning_leader_is_replaced(standing: Callable[..., Standing], database: str) -> None:
     """Who resigns is followed by another, and stands back for a while."""
     group = standing(database)
     for node in "abc":
@@ -200,7 +203,7 @@ def test_resigning_hands_over(standing: Callable[..., Standing], database: str) 
     group.assert_sound()
 
 
-def test_a_lone_node_that_resigns_leads_again(standing: Callable[..., Standing], database: str) -> None:
+def test_lone_node_leads_again_after_resigning(standing: Callable[..., Standing], database: str) -> None:
     """With nobody to hand over to, standing back ends."""
     group = standing(database, ttl=1)
     leader = group.add("alone")
@@ -211,7 +214,7 @@ def test_a_lone_node_that_resigns_leads_again(standing: Callable[..., Standing],
     group.assert_sound()
 
 
-def test_stopping_hands_over(standing: Callable[..., Standing], database: str) -> None:
+def test_stopping_leader_is_replaced(standing: Callable[..., Standing], database: str) -> None:
     """A clean stop frees the lock at once, and stopping twice is harmless."""
     group = standing(database)
     for node in "ab":
@@ -223,7 +226,9 @@ def test_stopping_hands_over(standing: Callable[..., Standing], database: str) -
     group.assert_sound()
 
 
-def test_incident_6_pg_terminate_backend(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_6_leader_steps_down_when_its_session_is_ended(
+    standing: Callable[..., Standing], database: str
+) -> None:
     """The lock session is ended by an operator: step down, and be replaced (leoflow#1199)."""
     group = standing(database, ttl=2)
     for node in "abc":
@@ -245,7 +250,7 @@ def test_incident_6_pg_terminate_backend(standing: Callable[..., Standing], data
     }
 
 
-def test_a_farewell_is_heard_while_an_answer_is_waited_for(database: str) -> None:
+def test_end_of_the_session_is_noticed_during_a_renewal(database: str) -> None:
     """A leader whose session was ended during a renewal begins nothing, even before its elector has read why."""
     with open_session(database, "pgleader test", unresponsive_after=2) as session:
         session.open_line()
@@ -260,7 +265,9 @@ def test_a_farewell_is_heard_while_an_answer_is_waited_for(database: str) -> Non
         eventually(lambda: not session.is_quiet(asked=True), timeout=PATIENCE)
 
 
-def test_a_renewal_that_begins_meanwhile_is_no_farewell(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_to_a_renewal_is_not_taken_for_the_end_of_the_session(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its answer may be there by the time at which somebody looks who has asked before it began."""
     lock = LockSession.open(Config(database_url=database), "node")
     session = lock._session  # noqa: SLF001 - it has to be slow in the one moment that counts
@@ -291,7 +298,7 @@ class LeakySession(LockSession):
         return super().renew(backend_pid, seconds)
 
 
-def test_incident_1_a_lock_taken_away_is_noticed(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_1_lost_lock_is_noticed(standing: Callable[..., Standing], database: str) -> None:
     """A leader whose session lives but holds the lock no more steps down at its next renewal (oban#1488)."""
     group = standing(database, ttl=1)
     group.add("alone", open_session=LeakySession.open)
@@ -300,7 +307,7 @@ def test_incident_1_a_lock_taken_away_is_noticed(standing: Callable[..., Standin
     group.assert_sound()
 
 
-def test_incident_8_a_timed_out_wait_strands_no_lock(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_8_abandoned_wait_leaves_no_lock(standing: Callable[..., Standing], database: str) -> None:
     """A successor that gives up while the server grants it the lock leaves no lock behind (GreptimeDB#7670)."""
     group = standing(database)
     first = group.add("first")
@@ -315,7 +322,9 @@ def test_incident_8_a_timed_out_wait_strands_no_lock(standing: Callable[..., Sta
         first = group.await_leader()
 
 
-def test_a_server_restart_is_survived(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
+def test_election_survives_a_restart_of_the_server(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
+) -> None:
     """Everybody's session ends; everybody comes back, and one leads, in a higher term."""
     group = standing(own_postgres.url(), ttl=2)
     for node in "abc":
@@ -335,9 +344,7 @@ def test_a_server_restart_is_survived(standing: Callable[..., Standing], own_pos
     assert len(gained) >= 3
 
 
-def test_a_crash_of_the_server_repeats_no_term(
-    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
-) -> None:
+def test_crash_of_the_server_repeats_no_term(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
     """The server crashes as soon as a term is minted: it must be in the log by then."""
     numbers = []
     for _ in range(4):
@@ -351,7 +358,7 @@ def test_a_crash_of_the_server_repeats_no_term(
     assert numbers == sorted(set(numbers))
 
 
-def test_a_server_that_is_away_is_waited_for(
+def test_absent_server_is_waited_for(
     standing: Callable[..., Standing], own_postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An elector starts without its database, says so once, and stands as soon as it is there."""
@@ -366,7 +373,7 @@ def test_a_server_that_is_away_is_waited_for(
     group.await_leader()
 
 
-def test_a_server_gone_deaf_is_not_trusted(standing: Callable[..., Standing], database: str, proxied: Any) -> None:
+def test_unanswered_renewals_end_trust(standing: Callable[..., Standing], database: str, proxied: Any) -> None:
     """Renewals that get no answer end the term when the trust window ends, not when TCP gives up."""
     url, proxy = proxied(database)
     group = standing(url, ttl=2)
@@ -383,7 +390,9 @@ def test_a_server_gone_deaf_is_not_trusted(standing: Callable[..., Standing], da
     proxy.restore()
 
 
-def test_waiting_leaves_no_trace_in_the_log(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
+def test_election_writes_no_errors_to_the_servers_log(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
+) -> None:
     """Many slices, handovers and stops, and not one line of error, warning or lock wait."""
     url = own_postgres.url()
     one(url, "alter system set log_lock_waits = on")
@@ -423,7 +432,9 @@ def eventually_count_slices(url: str, at_least: int) -> int:
     return len(seen)
 
 
-def test_vacuum_and_concurrent_indexes_are_not_held_up(standing: Callable[..., Standing], database: str) -> None:
+def test_election_does_not_hold_up_vacuum_or_concurrent_indexes(
+    standing: Callable[..., Standing], database: str
+) -> None:
     """However many wait for the lock, old snapshots are gone within a second."""
     one(database, "create table t as select generate_series(1, 10000) as n")
     group = standing(database)
@@ -444,9 +455,7 @@ def test_vacuum_and_concurrent_indexes_are_not_held_up(standing: Callable[..., S
     eventually(dead_rows_go, timeout=PATIENCE)
 
 
-def test_a_role_that_may_only_log_in_can_elect(
-    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres
-) -> None:
+def test_role_with_login_only_can_elect(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
     """No table, no schema, no right beyond LOGIN."""
     one(own_postgres.url(), "create role plain login")
     one(own_postgres.url(), "create database shop")
@@ -481,7 +490,7 @@ def test_hostile_defaults_do_no_harm(standing: Callable[..., Standing], database
     assert len(group.changes) == 1
 
 
-def test_elections_do_not_disturb_each_other(standing: Callable[..., Standing], database: str) -> None:
+def test_elections_are_independent(standing: Callable[..., Standing], database: str) -> None:
     """Each name has its own leader; so has each explicit lock."""
     groups = [standing(database, election="a"), standing(database, election="b"), standing(database, lock=7)]
     for group in groups:
@@ -492,7 +501,7 @@ def test_elections_do_not_disturb_each_other(standing: Callable[..., Standing], 
         group.assert_sound()
 
 
-def test_incident_2_two_nodes_of_one_host_are_told_apart(standing: Callable[..., Standing], database: str) -> None:
+def test_incident_2_nodes_with_the_same_name_are_told_apart(standing: Callable[..., Standing], database: str) -> None:
     """Leadership is a session's, not a name's: of two nodes called the same, one leads (oban-py#32)."""
     group = standing(database)
     group.add("same")
@@ -503,10 +512,19 @@ def test_incident_2_two_nodes_of_one_host_are_told_apart(standing: Callable[...,
     group.assert_sound()
 
 
-def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPostgres) -> None:
-    """A leader and ten followers: a connection each, under five statements a second in all, 0.2 from the idlest."""
+@pytest.mark.parametrize(
+    ("poll_interval", "seconds"), [(2.0, 6.0), pytest.param(DEFAULT_POLL, 30.0, marks=pytest.mark.long)]
+)
+def test_idle_election_sends_few_statements(
+    standing: Callable[..., Standing], own_postgres: EmbeddedPostgres, poll_interval: float, seconds: float
+) -> None:
+    """A leader and ten followers: a connection each, under five statements a second in all, 0.2 from the idlest.
+
+    Of followers that ask more often, more in the same measure.
+    """
     url = own_postgres.url()
-    group = standing(url)
+    more = DEFAULT_POLL / poll_interval
+    group = standing(url, poll_interval=poll_interval)
     for number in range(11):
         group.add(f"node{number}")
     group.await_leader()
@@ -515,7 +533,6 @@ def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPost
     one(url, "alter system set log_line_prefix = '%p '")
     one(url, "alter system set log_statement = 'all'")
     one(url, "select pg_reload_conf()")
-    seconds = 30.0
     begin = len(own_postgres.log.read_text(errors="replace").splitlines())
     threading.Event().wait(seconds)
     lines = own_postgres.log.read_text(errors="replace").splitlines()[begin:]
@@ -525,7 +542,7 @@ def test_idle_cost(standing: Callable[..., Standing], own_postgres: EmbeddedPost
         sessions = {pid for pid, _ in connection.execute(query).fetchall()}
     assert len(sessions) == 11
     sent = Counter(pid for pid in pids if pid in sessions)
-    assert 1 <= sum(sent.values()) / seconds < 5, sent
+    assert 1 <= sum(sent.values()) / seconds < 5 * more, sent
     waiting = {seat.backend_pid for seat in observe(group.config)}
-    assert all(sent[pid] / seconds < 0.2 for pid in sessions if pid not in waiting), sent
+    assert all(sent[pid] / seconds < 0.2 * more for pid in sessions if pid not in waiting), sent
     print(f"{sum(sent.values()) / seconds:.2f} statements a second from {len(sessions)} sessions: {sent}")

@@ -104,7 +104,7 @@ Follow = Callable[..., Standby]
 
 
 @pytest.fixture
-def follow(own_postgres: EmbeddedPostgres, bin_dir: Path | None) -> Iterator[Follow]:
+def follow(own_postgres: EmbeddedPostgres, bin_dir: Path) -> Iterator[Follow]:
     """Make a standby of the primary."""
     with ExitStack() as ended:
         yield lambda port=None: ended.enter_context(Standby(own_postgres, bin_dir, port))
@@ -125,7 +125,7 @@ def fail_over(fleet: Fleet, primary: EmbeddedPostgres, standby: Standby) -> None
     fleet.await_leader()
 
 
-def test_nobody_is_elected_on_a_standby(
+def test_no_node_is_elected_on_a_standby(
     own_postgres: EmbeddedPostgres, follow: Follow, stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Though it could be connected to; when it is promoted, somebody is."""
@@ -141,7 +141,7 @@ def test_nobody_is_elected_on_a_standby(
     alone.await_leader()
 
 
-def test_a_synchronous_standby_loses_nothing(own_postgres: EmbeddedPostgres, follow: Follow, stack: ExitStack) -> None:
+def test_synchronous_standby_loses_nothing(own_postgres: EmbeddedPostgres, follow: Follow, stack: ExitStack) -> None:
     """Terms rise, what was claimed cannot be claimed again, and every notification is there."""
     standby = follow()
     replicate_synchronously(own_postgres)
@@ -164,7 +164,7 @@ def test_a_synchronous_standby_loses_nothing(own_postgres: EmbeddedPostgres, fol
     assert history == ",".join(str(term) for term in fleet.terms())
 
 
-def test_an_asynchronous_standby_loses_what_it_had_not_got(
+def test_asynchronous_standby_loses_only_what_it_had_not_received(
     own_postgres: EmbeddedPostgres, follow: Follow, stack: ExitStack
 ) -> None:
     """Its last claims and notifications are gone, and slots can be claimed again. Terms rise all the same."""
@@ -198,7 +198,7 @@ def test_an_asynchronous_standby_loses_what_it_had_not_got(
     assert fleet.lead() == fleet.terms()[-2] + 1
 
 
-def test_terms_rise_where_the_server_hides_its_log(database: str) -> None:
+def test_terms_rise_without_rights_to_the_log_position(database: str) -> None:
     """By what is stored."""
     with psycopg.connect(database, autocommit=True) as root:
         root.execute("revoke execute on function pg_walfile_name(pg_lsn) from public")

@@ -50,7 +50,7 @@ participant.stop()
 """
 
 
-def test_a_wind_down_in_the_hub_of_eventlet(database: str) -> None:
+def test_signal_in_the_hub_of_eventlet_switches_no_thread(database: str) -> None:
     """It neither waits, where nothing may wait, nor lets another green thread run before Celery has seen the signal."""
     program = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, database],

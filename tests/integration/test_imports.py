@@ -34,19 +34,19 @@ def packages(modules: set[str]) -> set[str]:
     return {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
 
 
-def test_the_package_brings_nothing() -> None:
+def test_package_imports_nothing() -> None:
     """Not even the rest of itself."""
     assert brought_by("import celery_pgleader") == {"celery_pgleader"}
 
 
-def test_what_tasks_need_brings_no_other_package() -> None:
+def test_names_for_tasks_import_no_other_package() -> None:
     """But for parts of Celery; not psycopg, which takes longer to import than all of this, nor what is optional."""
     modules = brought_by(f"from celery_pgleader import {OF_TASKS}")
     assert packages(modules) <= {"celery_pgleader", *OF_CELERY}
     assert len(modules) < 50, sorted(modules)
 
 
-def test_the_plugin_of_the_command_line_brings_no_other_package() -> None:
+def test_command_line_plugin_imports_no_other_package() -> None:
     """Every `celery` command loads it."""
     # Not `celery.bin.celery`, which loads it.
     before = "import celery.bin.control, celery.bin.worker\nfrom celery import signals"
@@ -55,13 +55,13 @@ def test_the_plugin_of_the_command_line_brings_no_other_package() -> None:
     assert len(modules) < 25, sorted(modules)
 
 
-def test_no_name_brings_what_is_optional() -> None:
+def test_no_name_imports_an_optional_package() -> None:
     """That is imported by whoever has it."""
     optional = {"asyncpg", "django", "django_celery_beat", "psycopg2", "pytest", "redbeat", "redis", "sqlalchemy"}
     assert not packages(brought_by("from celery_pgleader import *")) & optional
 
 
 @pytest.mark.parametrize("module", ["celery_pgleader.election", "celery_pgleader.standalone"])
-def test_the_election_brings_no_celery(module: str) -> None:
+def test_election_does_not_import_celery(module: str) -> None:
     """Nor kombu."""
     assert not packages(brought_by(f"import {module}", "")) & {"celery", "kombu", "billiard", "vine", "click"}

@@ -165,7 +165,7 @@ def test_entries_are_remembered(shop: Shop) -> None:
     assert ledger.entries()["tick"].accounted_until == NOON + HOUR
 
 
-def test_a_slot_is_claimed_once(shop: Shop) -> None:
+def test_slot_is_claimed_once(shop: Shop) -> None:
     """Neither it nor an earlier one can be claimed again; a stretch that begins too early is refused as a whole."""
     _, term = shop.lead()
     ledger = shop.ledger(term)
@@ -181,7 +181,7 @@ def test_a_slot_is_claimed_once(shop: Shop) -> None:
     assert shop.rows("select run_count, last_slot from pgleader.entries") == [(2, NOON + 6 * MINUTE)]
 
 
-def test_a_slot_is_claimed_once_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slot_is_not_claimed_again_after_pruning(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after its row was pruned, its entry was retired and came back, and by another leader."""
     lock, term = shop.lead()
     ledger = shop.ledger(term)
@@ -200,7 +200,7 @@ def test_a_slot_is_claimed_once_ever(shop: Shop, monkeypatch: pytest.MonkeyPatch
     assert ledger.claim([run_of("tick", 2)]) == {"tick"}
 
 
-def test_entries_are_claimed_for_each_on_its_own(shop: Shop) -> None:
+def test_each_entry_is_claimed_on_its_own(shop: Shop) -> None:
     """In one go; one that is refused does not hold up the others. Each row is as it was given."""
     _, term = shop.lead()
     ledger = shop.ledger(term)
@@ -231,7 +231,7 @@ def test_entries_are_claimed_for_each_on_its_own(shop: Shop) -> None:
     ]
 
 
-def test_two_claims_of_one_slot_at_once(shop: Shop) -> None:
+def test_one_of_two_concurrent_claims_is_accepted(shop: Shop) -> None:
     """Exactly one is accepted: the other waits for it, and is refused. Were the first to fail, it would be accepted."""
     _, term = shop.lead()
     ledger = shop.ledger(term)
@@ -247,7 +247,7 @@ def test_two_claims_of_one_slot_at_once(shop: Shop) -> None:
     assert shop.rows("select run_count from pgleader.entries") == [(2,)]
 
 
-def test_what_becomes_of_claimed_slots(shop: Shop) -> None:
+def test_claimed_slot_is_settled_once(shop: Shop) -> None:
     """It is said once; until then they are listed, oldest first, with the term in which they were claimed."""
     lock, first = shop.lead()
     ledger = shop.ledger(first)
@@ -299,7 +299,7 @@ def test_elections_do_not_see_each_other(shop: Shop) -> None:
     other.close()
 
 
-def test_which_runs_are_going_on(shop: Shop) -> None:
+def test_running_entries_are_those_whose_lock_is_held(shop: Shop) -> None:
     """Of those that are asked for: whose lock somebody holds, also with a key below zero."""
     _, term = shop.lead()
     ledger = shop.ledger(term)
@@ -317,7 +317,7 @@ def test_which_runs_are_going_on(shop: Shop) -> None:
     eventually(lambda: not ledger.running(names), timeout=PATIENCE)
 
 
-def test_the_setting_of_a_role_does_not_matter(shop: Shop) -> None:
+def test_ledger_does_not_depend_on_settings_of_the_role(shop: Shop) -> None:
     """Neither its time zone, nor how it would see its transactions."""
     for setting in (
         "timezone = 'Asia/Kathmandu'",
@@ -343,7 +343,7 @@ def test_the_setting_of_a_role_does_not_matter(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("ahead", [0.0, 100.0, -3600.0])
-def test_the_skew_of_clocks_is_measured(shop: Shop, ahead: float) -> None:
+def test_clock_skew_is_measured(shop: Shop, ahead: float) -> None:
     """By how much this host's is ahead of the database's."""
     _, term = shop.lead()
     ledger = shop.ledger(term, clock=lambda: time.time() + ahead)
@@ -354,7 +354,7 @@ def test_the_skew_of_clocks_is_measured(shop: Shop, ahead: float) -> None:
 # A leader that was replaced
 
 
-def test_a_leader_that_was_replaced_is_refused(shop: Shop) -> None:
+def test_replaced_leader_cannot_write(shop: Shop) -> None:
     """Whatever it wants to write down, but for what became of slots, which is so whoever leads."""
     lock, old = shop.lead()
     ledger = shop.ledger(old)
@@ -378,7 +378,7 @@ def test_a_leader_that_was_replaced_is_refused(shop: Shop) -> None:
     assert shop.ledger(new).claim([run_of("tick", 2)]) == {"tick"}
 
 
-def test_incident_9_a_claim_under_way_at_a_handover_is_seen_by_the_next_leader(shop: Shop) -> None:
+def test_incident_9_next_leader_sees_a_claim_under_way_at_the_handover(shop: Shop) -> None:
     """The next term is minted only when it has come to an end; what comes later from there is refused."""
     lock, old = shop.lead("old")
     shop.ledger(old).register({"tick": TICK})
@@ -401,7 +401,7 @@ def test_incident_9_a_claim_under_way_at_a_handover_is_seen_by_the_next_leader(s
     assert ledger.claim([run_of("tick", 2)]) == {"tick"}
 
 
-def test_incident_9_a_claim_that_comes_during_a_handover_waits_and_is_refused(shop: Shop) -> None:
+def test_incident_9_claim_during_a_handover_is_refused(shop: Shop) -> None:
     """The old leader does not know yet, and the new one has not committed yet."""
     lock, old = shop.lead("old")
     ledger = shop.ledger(old)
@@ -429,7 +429,7 @@ def test_claims_do_not_wait_for_each_other(shop: Shop) -> None:
     by_hand.rollback()
 
 
-def test_a_leader_that_trusts_itself_no_more_waits_for_no_answer(shop: Shop) -> None:
+def test_leader_without_trust_waits_for_no_answer(shop: Shop) -> None:
     """Its statement may be stuck behind the next leader's."""
     _, term = shop.lead()
     may = True
@@ -445,7 +445,7 @@ def test_a_leader_that_trusts_itself_no_more_waits_for_no_answer(shop: Shop) -> 
     by_hand.rollback()
 
 
-def test_a_stopped_client_holds_up_no_handover(shop: Shop) -> None:
+def test_stopped_client_does_not_hold_up_a_handover(shop: Shop) -> None:
     """The server ends a transaction in a leader's session in which nothing happens, before the ttl is over."""
     lock, old = shop.lead("old")
     shop.ledger(old).register({"tick": TICK})
@@ -463,7 +463,7 @@ def test_a_stopped_client_holds_up_no_handover(shop: Shop) -> None:
     assert shop.ledger(Term(minted[0], "shop", "new", minted[1])).claim([run_of("tick", 1)]) == {"tick"}
 
 
-def test_leaders_that_settle_the_same_do_not_wait_for_each_other(shop: Shop) -> None:
+def test_leaders_that_settle_the_same_slots_do_not_wait_for_each_other(shop: Shop) -> None:
     """One that is stopped in the midst of it, and its successor, who may have published them in another order."""
     # As Postgres plans it where the ledger is large.
     for setting in ("enable_hashjoin", "enable_mergejoin", "enable_seqscan"):
@@ -489,7 +489,7 @@ def test_leaders_that_settle_the_same_do_not_wait_for_each_other(shop: Shop) -> 
     assert shop.rows("select distinct state from pgleader.slots") == [("published",)]
 
 
-def test_the_ledger_finds_a_new_session(shop: Shop) -> None:
+def test_ledger_opens_a_new_session(shop: Shop) -> None:
     """After the last one was ended, which is an error once."""
     _, term = shop.lead()
     ledger = shop.ledger(term)
@@ -518,7 +518,7 @@ def history(shop: Shop) -> list[Any]:
     )
 
 
-def test_the_history_of_terms(shop: Shop) -> None:
+def test_history_of_terms_is_kept(shop: Shop) -> None:
     """Who led, in which session, and why no longer; for those who could not say so it says 'lost'."""
     first, one = shop.lead("a")
     assert history(shop) == [(1, "a", None, False, one.backend_pid)]
@@ -537,7 +537,7 @@ def test_the_history_of_terms(shop: Shop) -> None:
     assert shop.rows("select election, term::int, node from pgleader.elections") == [("shop", 3, "c")]
 
 
-def test_who_does_not_hold_the_lock_mints_no_term(shop: Shop) -> None:
+def test_session_without_the_lock_mints_no_term(shop: Shop) -> None:
     """And leaves no trace."""
     lock = LockSession.open(shop.config, "impostor", LEDGER_TERMS)
     assert lock.mint_term(1) is None
@@ -550,7 +550,7 @@ def test_who_does_not_hold_the_lock_mints_no_term(shop: Shop) -> None:
     assert history(shop) == [(1, "a", None, False, term.backend_pid)]
 
 
-def test_a_renewal_proves_lock_and_term(shop: Shop) -> None:
+def test_renewal_proves_lock_and_term(shop: Shop) -> None:
     """Without either it says no: the row is another's, or gone, or the lock is."""
     lock, term = shop.lead()
     assert lock.renew(term.backend_pid, 5)
@@ -588,9 +588,7 @@ def elector(shop: Shop) -> Iterator[Elector]:
     ],
     ids=["term", "session"],
 )
-def test_incident_1_a_leader_that_was_replaced_steps_down(
-    shop: Shop, elector: Elector, take_away: str, reason: str
-) -> None:
+def test_incident_1_replaced_leader_steps_down(shop: Shop, elector: Elector, take_away: str, reason: str) -> None:
     """It hears of it with its next renewal, or at once, and leads again only in a higher term."""
     changes: list[Change] = []
     elector.leadership.subscribe(changes.append)
@@ -607,7 +605,7 @@ def test_incident_1_a_leader_that_was_replaced_steps_down(
     assert again.number > term.number
 
 
-def test_incident_1_a_leader_whose_row_is_gone_steps_down(shop: Shop, elector: Elector) -> None:
+def test_incident_1_leader_whose_row_is_gone_steps_down(shop: Shop, elector: Elector) -> None:
     """And somebody leads again, in a higher term: its number stands beside slots, and in messages."""
     term = elector.leadership.term
     assert term is not None
@@ -618,7 +616,7 @@ def test_incident_1_a_leader_whose_row_is_gone_steps_down(shop: Shop, elector: E
     assert again.number > term.number
 
 
-def test_a_leader_says_why_it_left(shop: Shop, elector: Elector) -> None:
+def test_leader_records_why_it_left(shop: Shop, elector: Elector) -> None:
     """In the history, as in the log."""
     elector.resign(stand_back=0.1)
     eventually(lambda: len(history(shop)) == 2, timeout=PATIENCE)
@@ -627,7 +625,7 @@ def test_a_leader_says_why_it_left(shop: Shop, elector: Elector) -> None:
     assert [(term, reason) for term, _, reason, _, _ in history(shop)] == [(1, "resigned"), (2, "stopped")]
 
 
-def test_a_mint_that_waits_too_long_is_given_up(shop: Shop) -> None:
+def test_mint_that_waits_too_long_is_given_up(shop: Shop) -> None:
     """A leader that could not be trusted any more by the time it was elected is none."""
     lock, _ = shop.lead("old")
     lock.close()
@@ -645,7 +643,7 @@ def test_a_mint_that_waits_too_long_is_given_up(shop: Shop) -> None:
 # Pruning
 
 
-def test_what_is_old_is_pruned_in_batches(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_slots_are_pruned_in_batches(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oldest first; what is claimed is kept for whoever publishes it, and what is younger than the retention."""
     monkeypatch.setattr(module, "PRUNE_BATCH", 10)
     lock, term = shop.lead()
@@ -680,7 +678,7 @@ def test_what_is_old_is_pruned_in_batches(shop: Shop, monkeypatch: pytest.Monkey
     lock.release("stopped")
 
 
-def test_oldest_go_first(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oldest_slots_are_pruned_first(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is left has no gaps."""
     monkeypatch.setattr(module, "PRUNE_BATCH", 3)
     _, term = shop.lead()
@@ -707,7 +705,7 @@ def test_old_terms_are_pruned(shop: Shop) -> None:
     assert [(number, node) for number, node, *_ in history(shop)] == [(2, "b"), (3, "c")]
 
 
-def test_pruning_waits_for_nobody(shop: Shop) -> None:
+def test_pruning_waits_for_no_lock(shop: Shop) -> None:
     """What somebody else has in hand is left for later."""
     _, term = shop.lead()
     ledger = shop.ledger(term)

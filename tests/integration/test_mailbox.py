@@ -6,10 +6,7 @@ import psycopg
 
 from celery_pgleader.store import Mailbox
 from celery_pgleader.store.mailbox import PREPARE_AFTER
-from tests.integration import test_wake_ups
 from tests.integration.test_wake_ups import mailbox_of
-
-migrated = test_wake_ups.migrated
 
 BACKLOG = 20_000
 MANY = """
@@ -27,9 +24,9 @@ def ask_all(mailbox: Mailbox) -> None:
     mailbox.dispatched(letters)
 
 
-def test_nothing_is_read_through(migrated: str) -> None:
+def test_relay_does_not_scan_the_backlog(database: str) -> None:
     """Though all was planned for the empty table as which it was analysed."""
-    with psycopg.connect(migrated, autocommit=True) as connection, mailbox_of(migrated, "orders") as mailbox:
+    with psycopg.connect(database, autocommit=True) as connection, mailbox_of(database, "orders") as mailbox:
 
         def scans() -> object:
             mailbox._session.execute("select pg_stat_force_next_flush()")  # noqa: SLF001 - what it counts is its own

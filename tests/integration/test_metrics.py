@@ -24,7 +24,7 @@ from celery_pgleader.dashboard.metrics import BOUNDS, COUNTERS, GAUGES, HISTOGRA
 from celery_pgleader.election import Term
 from celery_pgleader.operators import orders
 from celery_pgleader.postgres import open_session
-from celery_pgleader.store import EntryRecord, Ledger, Mailbox, Outcome, Schema, SlotRow
+from celery_pgleader.store import EntryRecord, Ledger, Mailbox, Outcome, SlotRow
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.orders import Orders
 from celery_pgleader.worker import tally
@@ -39,11 +39,10 @@ class Scraped(Leading):
     """An election, and what is scraped of it."""
 
     def __init__(self, url: str, stack: ExitStack) -> None:
-        """Begin with a schema."""
+        """Begin without a leader."""
         super().__init__(url, stack, "shop")
         self.stack = stack
         self.session = stack.enter_context(open_session(url, "pgleader test", unresponsive_after=5))
-        Schema(self.session).ensure()
 
     def ledger(self, term: Term) -> Ledger:
         """Open a leader's ledger."""
@@ -82,7 +81,7 @@ def left_out(entry: str, slot: datetime, count: int, state: str, reason: str) ->
     return SlotRow(entry, slot, slot + timedelta(seconds=count - 1), count, state, reason, None)
 
 
-def test_who_leads(scraped: Scraped) -> None:
+def test_metrics_name_the_leader(scraped: Scraped) -> None:
     """And since when, in which term, and who else is there."""
     assert scraped.of("pgleader_leader") == {}
     _, term = scraped.lead("celery@a")
@@ -103,7 +102,7 @@ def test_who_leads(scraped: Scraped) -> None:
     assert found["pgleader_schema_version", ()] == 5
 
 
-def test_changes_of_the_lead_are_counted(scraped: Scraped) -> None:
+def test_changes_of_leadership_are_counted(scraped: Scraped) -> None:
     """By reason, with how long nobody led: exactly after a handover, and at most after a failover."""
     first, term = scraped.lead("celery@a")
     first.release("handed over to celery@b")
@@ -191,7 +190,7 @@ def test_lateness_is_counted_in_buckets(scraped: Scraped) -> None:
     assert scraped.of("pgleader_slots_total")["published", "run-now"] == 1
 
 
-def test_notifications(scraped: Scraped) -> None:
+def test_notifications_are_counted(scraped: Scraped) -> None:
     """What waits, and what was done; of dead letters, both how many there were and how many there are."""
     _, term = scraped.lead("celery@a")
     for number in range(5):
@@ -211,7 +210,7 @@ def test_notifications(scraped: Scraped) -> None:
     assert found["pgleader_notification_lag_seconds_count", ()] == 3
 
 
-def test_what_a_leader_reports(scraped: Scraped) -> None:
+def test_leader_reports_its_renewals_and_runs(scraped: Scraped) -> None:
     """Its renewals and its leader-only runs, each once."""
     _, term = scraped.lead("celery@a")
     steward = Orders(scraped.config, term, {"entries": None})
@@ -240,7 +239,7 @@ def test_buckets_are_the_same_everywhere(scraped: Scraped) -> None:
     assert scraped.session.execute("select pgleader.bucket(3600.1)").fetchone() == ("+Inf",)
 
 
-def test_a_role_that_was_granted_nothing_new_may_go_on(scraped: Scraped, database: str) -> None:
+def test_role_without_new_grants_goes_on(scraped: Scraped, database: str) -> None:
     """Workers of an older version, whose role knows nothing of what is counted, claim and settle as before."""
     _, term = scraped.lead("celery@a")
     role = sql.Identifier(f"old_{uuid.uuid4().hex[:8]}")
@@ -264,10 +263,10 @@ def test_a_role_that_was_granted_nothing_new_may_go_on(scraped: Scraped, databas
         scraped.session.execute(sql.SQL("drop role {}").format(role))
 
 
-def test_without_a_schema(database: str) -> None:
+def test_metrics_need_no_schema(empty_database: str) -> None:
     """What can be told without is."""
-    with open_session(database, "pgleader test", unresponsive_after=5) as session:
-        found = exposition("shop", facts(Config(database_url=database, election="shop"), session)).decode()
+    with open_session(empty_database, "pgleader test", unresponsive_after=5) as session:
+        found = exposition("shop", facts(Config(database_url=empty_database, election="shop"), session)).decode()
     assert 'pgleader_up{election="shop"} 1.0' in found
     assert "pgleader_entries{" not in found
     away = exposition("shop", None).decode()
@@ -339,11 +338,13 @@ def test_the_grafana_dashboard_refers_to_metrics_that_exist() -> None:
     assert variables <= known()
 
 
-def test_a_scrape_of_a_million_slots(scraped: Scraped) -> None:
-    """It takes little longer than that of an empty ledger."""
+@pytest.mark.parametrize("slots", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_scrape_of_many_slots_takes_little_longer(scraped: Scraped, slots: int) -> None:
+    """It takes little longer than that of an empty ledger. There are so many slots of each of a thousand entries."""
     scraped.lead("celery@a")
     before = quickest_scrape(scraped)
-    execute(scraped.config.database_url, *MANY, MANY_NODES)
+    many = [statement.replace("(0, 999)", f"(0, {slots - 1})") for statement in MANY]
+    execute(scraped.config.database_url, *many, MANY_NODES)
     scraped.scrape()
     after = quickest_scrape(scraped)
     print(f"a scrape takes {after * 1000:.1f} ms, and {before * 1000:.1f} ms without slots")

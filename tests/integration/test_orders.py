@@ -101,6 +101,13 @@ class Shop:
         return self.root.execute("select node, reason from pgleader.terms order by term").fetchall()
 
 
+@pytest.fixture(autouse=True)
+def short_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a leader look more often, and a better one wait less, than in a worker."""
+    monkeypatch.setattr(steward, "LOOK_EVERY", 0.3)
+    monkeypatch.setattr(steward, "LEAST_TERM", 1.0)
+
+
 @pytest.fixture
 def shop(database: str) -> Iterator[Shop]:
     """Give an election."""
@@ -113,7 +120,7 @@ def in_line(member: Member) -> Callable[[], bool]:
     return lambda: member.in_phase(Phase.SUCCESSOR)
 
 
-def test_the_leader_resigns_to_a_successor_by_name(shop: Shop) -> None:
+def test_leader_hands_over_to_the_named_node(shop: Shop) -> None:
     """Whoever is granted the lock before it hands it on, and only the one that was asked for leads."""
     first = shop.add("a")
     shop.await_leader(first)
@@ -133,7 +140,7 @@ def test_the_leader_resigns_to_a_successor_by_name(shop: Shop) -> None:
         assert reason == f"handed over to {node}"
 
 
-def test_a_follower_without_a_place_gets_one_when_it_is_asked_for(shop: Shop) -> None:
+def test_named_follower_gets_a_place(shop: Shop) -> None:
     """The lead goes to it all the same, and the leader leads until it is in line."""
     first = shop.add("a")
     shop.await_leader(first)
@@ -146,7 +153,7 @@ def test_a_follower_without_a_place_gets_one_when_it_is_asked_for(shop: Shop) ->
     assert shop.terms() == [("a", "handed over to d"), ("d", None)]
 
 
-def test_a_node_that_is_away_is_not_handed_over_to(shop: Shop) -> None:
+def test_leader_does_not_hand_over_to_an_absent_node(shop: Shop) -> None:
     """The leader stays, and the order is dropped."""
     first = shop.add("a")
     shop.await_leader(first)
@@ -157,7 +164,7 @@ def test_a_node_that_is_away_is_not_handed_over_to(shop: Shop) -> None:
     assert shop.terms() == [("a", None)]
 
 
-def test_if_the_chosen_node_dies_others_are_elected(shop: Shop) -> None:
+def test_others_are_elected_if_the_named_node_is_gone(shop: Shop) -> None:
     """A preference lasts for a moment: nobody waits for ever for a node that is gone."""
     shop.add("a")
     shop.await_leader(shop.members[0])
@@ -173,7 +180,7 @@ def test_if_the_chosen_node_dies_others_are_elected(shop: Shop) -> None:
     assert 0 < waited < 1 + PATIENCE
 
 
-def test_an_order_for_a_term_that_is_over_is_not_obeyed(shop: Shop) -> None:
+def test_order_for_a_past_term_is_not_obeyed(shop: Shop) -> None:
     """Whoever leads next was not meant."""
     first = shop.add("a")
     shop.await_leader(first)
@@ -183,7 +190,7 @@ def test_an_order_for_a_term_that_is_over_is_not_obeyed(shop: Shop) -> None:
     assert first.leads
 
 
-def test_a_planned_switchover_comes_at_its_time_and_outlives_a_leader(shop: Shop) -> None:
+def test_planned_switchover_outlives_a_leader(shop: Shop) -> None:
     """Whoever leads by then hands over, and does so once."""
     first = shop.add("a")
     shop.await_leader(first)
@@ -197,7 +204,7 @@ def test_a_planned_switchover_comes_at_its_time_and_outlives_a_leader(shop: Shop
     assert shop.root.execute("select resign_at from pgleader.elections").fetchone() == (None,)
 
 
-def test_a_cordoned_leader_hands_over_and_does_not_come_back(shop: Shop) -> None:
+def test_cordoned_leader_hands_over_and_does_not_return(shop: Shop) -> None:
     """Until it is uncordoned."""
     first = shop.add("a")
     shop.await_leader(first)
@@ -214,7 +221,7 @@ def test_a_cordoned_leader_hands_over_and_does_not_come_back(shop: Shop) -> None
     assert [node for node, _ in shop.terms()] == ["a", "b", "b", "a"]
 
 
-def test_while_the_election_is_held_nobody_is_elected(shop: Shop) -> None:
+def test_no_node_is_elected_while_the_election_is_held(shop: Shop) -> None:
     """The leader leads on; if it goes, nobody does, until the election goes on."""
     first = shop.add("a")
     shop.await_leader(first)
@@ -230,7 +237,7 @@ def test_while_the_election_is_held_nobody_is_elected(shop: Shop) -> None:
     eventually(lambda: any(member.leads for member in shop.members), PATIENCE)
 
 
-def test_a_higher_priority_takes_over_once_and_stays(shop: Shop) -> None:
+def test_higher_priority_takes_over_once_and_stays(shop: Shop) -> None:
     """After the least term of the one that leads, and not while that is busy."""
     low = shop.add("low")
     shop.await_leader(low)
@@ -245,7 +252,7 @@ def test_a_higher_priority_takes_over_once_and_stays(shop: Shop) -> None:
     assert shop.terms() == [("low", "handed over to high"), ("high", None)]
 
 
-def test_a_priority_of_0_never_leads(shop: Shop) -> None:
+def test_node_with_priority_0_never_leads(shop: Shop) -> None:
     """Though nobody else is there."""
     never = shop.add("never", priority=0)
     eventually(lambda: never.in_phase(Phase.FOLLOWER), PATIENCE)
@@ -257,7 +264,7 @@ def test_a_priority_of_0_never_leads(shop: Shop) -> None:
     assert {node for node, _ in shop.terms()} == {"other"}
 
 
-def test_incident_13_a_node_that_lacks_entries_does_not_lead_while_another_has_them(shop: Shop) -> None:
+def test_incident_13_node_that_lacks_entries_does_not_lead_beside_one_that_has_them(shop: Shop) -> None:
     """Whoever runs an older version of the app hands over to a newer one, and is not elected beside it."""
     old = shop.add("old", Abilities(("a",), "1"))
     shop.await_leader(old)
@@ -273,7 +280,7 @@ def test_incident_13_a_node_that_lacks_entries_does_not_lead_while_another_has_t
     assert [node for node, _ in shop.terms()] == ["old", "new", "equal", "old"]
 
 
-def test_incident_13_a_node_whose_app_lacks_a_task_does_not_lead(shop: Shop) -> None:
+def test_incident_13_node_whose_app_lacks_a_task_does_not_lead(shop: Shop) -> None:
     """It says so to whoever looks."""
     unfit = shop.add("unfit", Abilities(("a",), "1", "its app has no task shop.a of a"))
     eventually(lambda: unfit.in_phase(Phase.FOLLOWER), PATIENCE)
@@ -281,7 +288,7 @@ def test_incident_13_a_node_whose_app_lacks_a_task_does_not_lead(shop: Shop) -> 
     assert row == ("unfit", "its app has no task shop.a of a")
 
 
-def test_a_node_on_hold_stands_back_until_it_is_told_to_campaign(shop: Shop) -> None:
+def test_node_on_hold_stands_back_until_it_campaigns(shop: Shop) -> None:
     """It may lead, be a successor or a follower when it is told."""
     first, second = shop.add("a"), shop.add("b")
     eventually(lambda: first.leads or second.leads, PATIENCE)
@@ -297,7 +304,7 @@ def test_a_node_on_hold_stands_back_until_it_is_told_to_campaign(shop: Shop) -> 
     assert {node for node, _ in shop.terms()} == {leader.node}
 
 
-def test_rows_of_nodes_that_are_long_gone_are_dropped(shop: Shop) -> None:
+def test_rows_of_absent_nodes_are_dropped(shop: Shop) -> None:
     """And those of nodes that are there are not, however old."""
     member = shop.add("a")
     shop.await_leader(member)
@@ -315,7 +322,7 @@ def test_rows_of_nodes_that_are_long_gone_are_dropped(shop: Shop) -> None:
     orders.close()
 
 
-def test_the_steward_ends_with_the_term(shop: Shop) -> None:
+def test_steward_ends_with_the_term(shop: Shop) -> None:
     """And opens no session for a term that is over."""
     member = shop.add("a")
     shop.await_leader(member)
@@ -327,7 +334,7 @@ def test_the_steward_ends_with_the_term(shop: Shop) -> None:
     member.steward.run(term, Ending())
 
 
-def test_a_steward_that_waits_hears_of_the_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_steward_ends_with_the_term(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not look up by itself."""
     monkeypatch.setattr(steward, "LOOK_EVERY", 3_600.0)
     member = shop.add("a")

@@ -12,7 +12,6 @@ from celery import Celery
 from celery_pgleader.config import Config
 from celery_pgleader.election import Leadership, Term
 from celery_pgleader.postgres import open_session
-from celery_pgleader.store import Schema
 from celery_pgleader.tasks.leader_queue import LeaderQueue
 from celery_pgleader.tasks.orphans import Orphans
 from celery_pgleader.tasks.turn import TurnLock
@@ -26,7 +25,6 @@ NOW = Term(2, "shop", "celery@b", 2)
 def root(database: str) -> Iterator[psycopg.Connection[Any]]:
     """Give a connection to a database in which celery@a has led, and then celery@b."""
     with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
         session.execute(
             "insert into pgleader.terms (election, term, node, backend_pid)"
             " values ('shop', 1, 'celery@a', 1), ('shop', 2, 'celery@b', 2)"
@@ -35,7 +33,7 @@ def root(database: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.mark.usefixtures("root")
-def test_one_whose_runs_go_on_is_there(database: str) -> None:
+def test_node_whose_runs_go_on_is_no_orphan(database: str) -> None:
     """Its session in the election may have been ended, and its main loop be busy with the run."""
     config = Config(database_url=database, election="shop")
     orphans = Orphans(Celery("shop", broker="memory://"), config, LeaderQueue("leader-shop", Leadership()))

@@ -81,7 +81,7 @@ def busy() -> Iterator[Callable[[str, int], None]]:
 @pytest.mark.parametrize("order", ["last used", "round robin"])
 @pytest.mark.parametrize("pool_size", [1, 2, 20])
 @pytest.mark.parametrize("pool_mode", ["transaction", "statement"])
-def test_incident_5_a_pooler_that_mixes_sessions_up_is_refused(
+def test_incident_5_pooler_that_mixes_sessions_is_refused(
     pool_mode: str, pool_size: int, order: str, pooler: Pooler, database: str
 ) -> None:
     """Whether nobody else uses it, or its pool is warm (authentik#23876)."""
@@ -103,7 +103,7 @@ def test_incident_5_a_pooler_that_mixes_sessions_up_is_refused(
 
 
 @pytest.mark.parametrize("pool_size", [4, 20])
-def test_a_busy_pooler_is_refused_too(
+def test_busy_pooler_that_mixes_sessions_is_refused(
     pool_size: int, pooler: Pooler, database: str, busy: Callable[[str, int], None]
 ) -> None:
     """Others take sessions and give them back all the while."""
@@ -114,7 +114,7 @@ def test_a_busy_pooler_is_refused_too(
             open_session(url, "test", unresponsive_after=5)
 
 
-def test_a_busy_pooler_in_session_mode_is_not_refused(
+def test_busy_pooler_in_session_mode_is_not_refused(
     pooler: Pooler, database: str, busy: Callable[[str, int], None]
 ) -> None:
     """Nor does anybody see a difference between its sessions and direct ones."""
@@ -124,13 +124,13 @@ def test_a_busy_pooler_in_session_mode_is_not_refused(
         open_session(url, "test", unresponsive_after=5).close()
 
 
-def test_a_pool_without_room_for_a_second_session_is_not_refused(pooler: Pooler, database: str) -> None:
+def test_pool_of_one_session_is_not_refused(pooler: Pooler, database: str) -> None:
     """What cannot be told is not held against it."""
     url = pooler("session", 1).in_front_of(database)
     open_session(url, "test", unresponsive_after=5).close()
 
 
-def test_what_is_refused_has_changed_nothing_for_others(pooler: Pooler, database: str) -> None:
+def test_refused_session_changes_nothing_for_others(pooler: Pooler, database: str) -> None:
     """A setting of ours would stay with the session, for whoever gets it next."""
     url = pooler("transaction", 1).in_front_of(database)
     with psycopg.connect(url, autocommit=True) as other:
@@ -148,7 +148,7 @@ def test_what_is_refused_has_changed_nothing_for_others(pooler: Pooler, database
         assert other.execute("select count(*) from pg_locks where locktype = 'advisory'").fetchall() == [(0,)]
 
 
-def test_a_node_behind_such_a_pooler_says_so_once(
+def test_node_behind_an_unsuitable_pooler_warns_once(
     pooler: Pooler, database: str, elector: Callable[[str, str], tuple[Elector, list[Change]]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_node_behind_such_a_pooler_says_so_once(
     assert stands.leadership.wait(PATIENCE)
 
 
-def test_an_election_in_session_mode(
+def test_election_works_through_a_pooler_in_session_mode(
     pooler: Pooler, database: str, elector: Callable[[str, str], tuple[Elector, list[Change]]]
 ) -> None:
     """Some nodes through a pooler, one directly: the lead passes on by every way there is, and terms rise."""
@@ -193,7 +193,7 @@ def test_an_election_in_session_mode(
     assert terms == list(range(1, 7))
 
 
-def test_what_needs_no_session_of_its_own_may_be_sent_through_any_pooler(pooler: Pooler, database: str) -> None:
+def test_notifications_may_be_sent_through_any_pooler(pooler: Pooler, database: str) -> None:
     """A web application keeps its pooler."""
     open_lock_session(Config(database_url=database), "node").close()
     url = pooler("transaction").in_front_of(database)
@@ -203,7 +203,7 @@ def test_what_needs_no_session_of_its_own_may_be_sent_through_any_pooler(pooler:
         assert connection.execute("select channel from pgleader.notifications").fetchall() == [("orders",)]
 
 
-def test_commands_behind_a_pooler(pooler: Pooler, database: str) -> None:
+def test_commands_work_through_a_pooler_as_documented(pooler: Pooler, database: str) -> None:
     """Most of them send one statement at a time; the page on poolers says which are refused."""
     open_lock_session(Config(database_url=database), "node").close()
     app = Celery("shop", set_as_current=False)
@@ -226,7 +226,7 @@ def test_commands_behind_a_pooler(pooler: Pooler, database: str) -> None:
         assert "Traceback" not in result.output
 
 
-def test_where_it_is_not_found_out_the_term_is(
+def test_later_term_ends_the_other_behind_an_undetected_pooler(
     pooler: Pooler,
     database: str,
     elector: Callable[[str, str], tuple[Elector, list[Change]]],

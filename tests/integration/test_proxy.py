@@ -49,7 +49,7 @@ def answer(connection: socket.socket, within: float = SOON) -> bytes:
     return connection.recv(1024)
 
 
-def test_it_passes_on(proxy: Proxy) -> None:
+def test_proxy_passes_on_both_ways(proxy: Proxy) -> None:
     """In both directions, for any number of clients."""
     with connect(proxy) as one, connect(proxy) as other:
         one.sendall(b"one")
@@ -58,7 +58,7 @@ def test_it_passes_on(proxy: Proxy) -> None:
         assert answer(other) == b"other"
 
 
-def test_deaf_it_accepts_and_never_answers(proxy: Proxy) -> None:
+def test_deaf_proxy_accepts_and_never_answers(proxy: Proxy) -> None:
     """Neither those who were there nor those who come."""
     with connect(proxy) as early:
         early.sendall(b"before")
@@ -74,7 +74,7 @@ def test_deaf_it_accepts_and_never_answers(proxy: Proxy) -> None:
             assert answer(late) == b"anybody?"
 
 
-def test_deaf_one_way(proxy: Proxy) -> None:
+def test_proxy_can_be_deaf_one_way(proxy: Proxy) -> None:
     """What goes the other way arrives."""
     with connect(proxy) as client:
         proxy.deaf(proxy.to_client)
@@ -85,7 +85,7 @@ def test_deaf_one_way(proxy: Proxy) -> None:
         assert answer(client) == b"heard"
 
 
-def test_slow_it_passes_on_later(proxy: Proxy) -> None:
+def test_slow_proxy_passes_on_later(proxy: Proxy) -> None:
     """In both directions."""
     with connect(proxy) as client:
         proxy.slow(LITTLE)
@@ -95,7 +95,7 @@ def test_slow_it_passes_on_later(proxy: Proxy) -> None:
         assert time.monotonic() - began >= 2 * LITTLE
 
 
-def test_refusing_it_lets_nobody_in(proxy: Proxy) -> None:
+def test_refusing_proxy_closes_every_connection(proxy: Proxy) -> None:
     """Neither those who were there nor those who come, until it is restored."""
     with connect(proxy) as early:
         proxy.refuse()
@@ -108,7 +108,7 @@ def test_refusing_it_lets_nobody_in(proxy: Proxy) -> None:
         assert answer(late) == b"after"
 
 
-def test_cut_it_closes_what_is_open(proxy: Proxy) -> None:
+def test_cut_proxy_closes_open_connections(proxy: Proxy) -> None:
     """And lets new connections in."""
     with connect(proxy) as early:
         early.sendall(b"before")
@@ -120,7 +120,7 @@ def test_cut_it_closes_what_is_open(proxy: Proxy) -> None:
         assert answer(late) == b"after"
 
 
-def test_cut_while_deaf(proxy: Proxy) -> None:
+def test_deaf_proxy_can_be_cut(proxy: Proxy) -> None:
     """As a network that first goes silent and then tells so."""
     with connect(proxy) as client:
         client.sendall(b"before")
@@ -131,14 +131,14 @@ def test_cut_while_deaf(proxy: Proxy) -> None:
         assert answer(client) == b""
 
 
-def test_closed_it_refuses(proxy: Proxy) -> None:
+def test_closed_proxy_refuses_connections(proxy: Proxy) -> None:
     """As a host without the server."""
     proxy.close()
     with pytest.raises(ConnectionRefusedError):
         connect(proxy)
 
 
-def test_no_thread_of_it_stays(proxy: Proxy) -> None:
+def test_closed_proxy_leaves_no_thread(proxy: Proxy) -> None:
     """Not even of clients that it kept waiting."""
     proxy.deaf()
     with connect(proxy) as client:

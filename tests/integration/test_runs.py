@@ -13,7 +13,6 @@ import pytest
 
 from celery_pgleader.config import Config
 from celery_pgleader.postgres import open_session
-from celery_pgleader.store import Schema
 from celery_pgleader.store.runs import Runs, entry_key, run_key, task_key
 from tests.support.eventually import eventually
 
@@ -25,9 +24,8 @@ TASK_ID = "91b70b16-ecec-5c5f-be5b-2ffb62fe860d"
 
 @pytest.fixture
 def root(database: str) -> Iterator[psycopg.Connection[Any]]:
-    """Give a connection to the database, with the schema in it."""
+    """Give a connection to the database."""
     with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
         yield session
 
 
@@ -78,7 +76,7 @@ def locks(root: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def test_keys() -> None:
+def test_keys_are_stable_and_differ() -> None:
     """They fit a bigint, are the same for ever, and differ from each other."""
     keys = [
         run_key("a", "b"),
@@ -95,7 +93,7 @@ def test_keys() -> None:
     assert task_key(TASK_ID) == 7268956446281554470
 
 
-def test_a_run_is_held_by_one_process(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
+def test_run_is_held_by_one_process(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
     """Until it ends it; others are free."""
     one, other = process("a"), process("b")
     assert one.begin([1])
@@ -108,7 +106,7 @@ def test_a_run_is_held_by_one_process(process: Callable[[str], Runs], root: psyc
     assert locks(root) == 0
 
 
-def test_a_run_is_held_by_one_thread(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
+def test_run_is_held_by_one_thread(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
     """Also of one process, whose session might take a lock again: of many exactly one begins."""
     runs = process("a")
     for key in range(1, 6):
@@ -131,7 +129,7 @@ def test_a_run_is_held_by_one_thread(process: Callable[[str], Runs], root: psyco
     assert process("b").begin(range(1, 6))
 
 
-def test_all_locks_of_a_run_or_none(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
+def test_run_takes_all_its_locks_or_none(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
     """One that is held elsewhere leaves none of the others behind."""
     one, other = process("a"), process("b")
     assert other.begin([2])
@@ -144,7 +142,7 @@ def test_all_locks_of_a_run_or_none(process: Callable[[str], Runs], root: psycop
     assert other.begin([4])
 
 
-def test_a_process_that_dies_ends_its_runs(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
+def test_runs_end_with_their_process(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
     """With its session: others may begin at once, also where the process had more than one run."""
     one, other = process("a"), process("b")
     assert one.begin([1])
@@ -153,7 +151,7 @@ def test_a_process_that_dies_ends_its_runs(process: Callable[[str], Runs], root:
     assert other.begin([1, 2])
 
 
-def test_a_process_that_lives_finds_a_new_session(
+def test_process_opens_a_new_session_for_its_runs(
     process: Callable[[str], Runs], root: psycopg.Connection[Any]
 ) -> None:
     """What it still runs is not begun again there, and can be ended, though its locks are gone."""
@@ -170,7 +168,9 @@ def test_a_process_that_lives_finds_a_new_session(
     assert one.begin([1, 2])
 
 
-def test_a_database_that_is_away(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
+def test_absent_database_is_an_error_and_holds_nothing(
+    process: Callable[[str], Runs], root: psycopg.Connection[Any]
+) -> None:
     """It is an error of psycopg; nothing is held then, and the next question has another try."""
     runs = process("a")
     assert runs.begin([1])
@@ -188,7 +188,7 @@ def test_a_database_that_is_away(process: Callable[[str], Runs], root: psycopg.C
     assert runs.begin([1, 2])
 
 
-def test_a_task_that_has_come_to_its_end(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
+def test_finished_task_is_known_everywhere(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
     """Everybody knows from then on; it is written down once, and says nothing of other tasks."""
     one, other = process("a"), process("b")
     assert not one.has_finished(TASK_ID)
@@ -201,7 +201,7 @@ def test_a_task_that_has_come_to_its_end(process: Callable[[str], Runs], root: p
     assert [task_id for task_id, _ in written] == [TASK_ID]
 
 
-def test_a_slot_that_is_forgotten(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
+def test_pruned_slot_is_not_written_again(process: Callable[[str], Runs], root: psycopg.Connection[Any]) -> None:
     """Nothing is written down of what was pruned."""
     process("a").skip("shop", "tick", NOON, "overlap")
     assert root.execute("select from pgleader.slots").fetchall() == []
@@ -216,7 +216,7 @@ def test_a_slot_that_is_forgotten(process: Callable[[str], Runs], root: psycopg.
         ("expired", ("expired", None)),
     ],
 )
-def test_a_slot_that_was_not_run(
+def test_slot_that_was_not_run_is_skipped_with_the_reason(
     process: Callable[[str], Runs], root: psycopg.Connection[Any], state: str, becomes: tuple[str, str | None]
 ) -> None:
     """It is skipped with the reason, unless something else has become of it; the publisher's word comes too late."""
@@ -229,7 +229,7 @@ def test_a_slot_that_was_not_run(
     assert other > slot
 
 
-def test_a_session_may_be_idle_for_as_long_as_a_run_lasts(
+def test_session_of_a_run_is_not_ended_for_being_idle(
     process: Callable[[str], Runs], root: psycopg.Connection[Any]
 ) -> None:
     """Whatever the role's default is: the server would free the locks of a run that goes on."""

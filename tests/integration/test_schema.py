@@ -34,9 +34,9 @@ UP_TO_DATE = "the schema pgleader is up to date\n"
 
 
 @pytest.fixture
-def session(database: str) -> Iterator[Session]:
+def session(empty_database: str) -> Iterator[Session]:
     """Give a session of the superuser."""
-    with open_session(database, "test", unresponsive_after=5) as opened:
+    with open_session(empty_database, "test", unresponsive_after=5) as opened:
         yield opened
 
 
@@ -51,9 +51,9 @@ def plain_role(session: Session) -> Iterator[str]:
 
 
 @pytest.fixture
-def plain_url(database: str, plain_role: str) -> str:
+def plain_url(empty_database: str, plain_role: str) -> str:
     """Give the URL with which that role connects."""
-    return make_conninfo(database, user=plain_role)
+    return make_conninfo(empty_database, user=plain_role)
 
 
 def ensure(url: str) -> None:
@@ -99,7 +99,7 @@ def test_migrations_are_numbered() -> None:
     assert all(step.name.startswith(f"{step.version:04}_") and step.text.strip() for step in steps)
 
 
-def test_what_is_missing_is_applied_once(session: Session) -> None:
+def test_missing_steps_are_applied_once(session: Session) -> None:
     """In order; afterwards there is nothing left to do."""
     schema = Schema(session)
     assert schema.pending() == migrations()
@@ -111,7 +111,7 @@ def test_what_is_missing_is_applied_once(session: Session) -> None:
     assert applied == [(step.version,) for step in migrations()]
 
 
-def test_a_step_that_came_later_is_applied(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_step_is_applied(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without doing the others again; a step that fails leaves nothing behind."""
     first, *others = migrations()
     later = [*others, type(first)(len(others) + 2, "9999_later.sql", "create table pgleader.later (); select 1")]
@@ -129,14 +129,14 @@ def test_a_step_that_came_later_is_applied(session: Session, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
-def test_ten_sessions_at_once(database: str, session: Session, isolation: str) -> None:
+def test_ten_sessions_migrate_at_once(empty_database: str, session: Session, isolation: str) -> None:
     """All of them find it applied, and none fails. They are made to meet: each waits for the same lock."""
     dba_runs(session, f"alter database {name_of(session)} set default_transaction_isolation = '{isolation}'")
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            ensure(database)
+            ensure(empty_database)
         except BaseException as error:  # noqa: BLE001 - the test looks at it
             errors.append(error)
 
@@ -162,7 +162,7 @@ def test_ten_sessions_at_once(database: str, session: Session, isolation: str) -
 # Roles that may not
 
 
-def test_a_role_that_may_not_create_the_schema(session: Session, plain_role: str, plain_url: str) -> None:
+def test_role_without_rights_to_create_the_schema_is_told(session: Session, plain_role: str, plain_url: str) -> None:
     """It is told in one line what is missing, and what to run."""
     assert refusal(plain_url) == (
         f"schema pgleader in database {name_of(session)} is missing or old, and role {plain_role} may not change it:"
@@ -170,7 +170,7 @@ def test_a_role_that_may_not_create_the_schema(session: Session, plain_role: str
     )
 
 
-def test_a_role_that_may_not_use_the_schema(session: Session, plain_role: str, plain_url: str) -> None:
+def test_role_without_rights_to_use_the_schema_is_told(session: Session, plain_role: str, plain_url: str) -> None:
     """Neither while it may not look into it, nor while it may but not touch its tables."""
     Schema(session).migrate()
     words = (
@@ -189,7 +189,7 @@ def test_a_role_that_may_not_use_the_schema(session: Session, plain_role: str, p
     assert refusal(plain_url) == words
 
 
-def test_a_role_that_may_not_bring_the_schema_up_to_date(
+def test_role_without_rights_to_update_the_schema_is_told(
     session: Session, plain_role: str, plain_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after an update of the package, where a DBA has run the script of the one before."""
@@ -200,7 +200,7 @@ def test_a_role_that_may_not_bring_the_schema_up_to_date(
     assert "is missing or old, and role" in refusal(plain_url)
 
 
-def test_an_elector_says_what_is_missing_and_waits_for_it(
+def test_elector_waits_for_the_schema(
     session: Session, plain_role: str, plain_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line, as long as it stays so; once a DBA has done it, the node leads."""
@@ -220,7 +220,7 @@ def test_an_elector_says_what_is_missing_and_waits_for_it(
 # What a DBA runs
 
 
-def test_with_the_rights_of_the_script_everything_works(session: Session, plain_role: str, plain_url: str) -> None:
+def test_rights_of_the_script_are_enough(session: Session, plain_role: str, plain_url: str) -> None:
     """A plain role leads, claims, publishes, prunes and runs; and can do no more than that."""
     dba_runs(session, "".join(script(migrations(), plain_role)))
     assert Schema(session).pending() == []
@@ -260,14 +260,14 @@ def test_with_the_rights_of_the_script_everything_works(session: Session, plain_
     session_of_runs.close()
 
 
-def test_the_script_grants_nobody_anything_by_itself(session: Session, plain_url: str) -> None:
+def test_script_without_a_role_grants_nothing(session: Session, plain_url: str) -> None:
     """Only whom it is told to."""
     dba_runs(session, "".join(script(migrations())))
     assert Schema(session).pending() == []
     assert "may not be used by role" in refusal(plain_url)
 
 
-def test_the_script_can_be_run_where_the_schema_was_made_by_hand(session: Session) -> None:
+def test_empty_schema_made_by_hand_is_used(session: Session) -> None:
     """An empty schema of that name, which a DBA may have made with an owner of its own."""
     session.execute("create schema pgleader")
     Schema(session).ensure()
@@ -278,10 +278,10 @@ def test_the_script_can_be_run_where_the_schema_was_made_by_hand(session: Sessio
 
 
 @pytest.fixture
-def migrate(database: str) -> Callable[..., Result]:
+def migrate(empty_database: str) -> Callable[..., Result]:
     """Run `celery pgleader migrate`, by default as the superuser."""
 
-    def run(*options: str, url: str = database) -> Result:
+    def run(*options: str, url: str = empty_database) -> Result:
         app = Celery("shop", set_as_current=False)
         app.conf.update(pgleader_database_url=url)
         return CliRunner().invoke(pgleader, ["migrate", *options], obj=SimpleNamespace(app=app))
@@ -289,8 +289,8 @@ def migrate(database: str) -> Callable[..., Result]:
     return run
 
 
-def test_migrate_says_what_it_did(migrate: Callable[..., Result], session: Session) -> None:
-    """Each step, once."""
+def test_migrate_names_each_step(migrate: Callable[..., Result], session: Session) -> None:
+    """The second time there is none."""
     first = migrate()
     assert (first.exit_code, first.stderr) == (0, "")
     assert first.stdout == "".join(f"applied {step.name}\n" for step in migrations()) + UP_TO_DATE
@@ -310,7 +310,7 @@ def test_migrate_grants_a_role_what_workers_need(
     ensure(plain_url)
 
 
-def test_migrate_prints_what_a_dba_is_to_run(
+def test_migrate_prints_the_script_for_a_dba(
     migrate: Callable[..., Result], session: Session, plain_role: str, plain_url: str
 ) -> None:
     """What is missing, and nothing is changed."""
@@ -324,7 +324,7 @@ def test_migrate_prints_what_a_dba_is_to_run(
     assert migrate("--sql", "--role", plain_role).stdout == "".join(script([], plain_role))
 
 
-def test_migrate_prints_all_where_the_database_is_out_of_reach(migrate: Callable[..., Result]) -> None:
+def test_migrate_prints_the_whole_script_without_a_database(migrate: Callable[..., Result]) -> None:
     """And says so, beside the script."""
     printed = migrate("--sql", url="host=127.0.0.1 port=1 dbname=shop")
     assert (printed.exit_code, printed.stdout) == (0, "".join(script(migrations())))
@@ -333,7 +333,7 @@ def test_migrate_prints_all_where_the_database_is_out_of_reach(migrate: Callable
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_migrate_by_a_role_that_may_not(
+def test_migrate_without_rights_exits_with_77(
     migrate: Callable[..., Result], session: Session, plain_url: str, *, exists: bool
 ) -> None:
     """It exits with 77, and says so in one line."""
@@ -345,7 +345,7 @@ def test_migrate_by_a_role_that_may_not(
     assert result.stderr.count("\n") == 1
 
 
-def test_migrate_without_a_database(migrate: Callable[..., Result]) -> None:
+def test_migrate_without_a_database_exits_with_69(migrate: Callable[..., Result]) -> None:
     """It exits with 69, and says so in one line."""
     result = migrate(url="host=127.0.0.1 port=1 dbname=shop")
     assert (result.exit_code, result.stdout) == (69, "")
@@ -353,7 +353,7 @@ def test_migrate_without_a_database(migrate: Callable[..., Result]) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_migrate_for_a_role_that_there_is_not(migrate: Callable[..., Result], session: Session) -> None:
+def test_migrate_names_an_unknown_role(migrate: Callable[..., Result], session: Session) -> None:
     """The message has its name; the schema is up to date nevertheless."""
     result = migrate("--role", "nobody_of_that_name")
     assert result.exit_code == 69
@@ -361,8 +361,8 @@ def test_migrate_for_a_role_that_there_is_not(migrate: Callable[..., Result], se
     assert Schema(session).pending() == []
 
 
-def test_migrate_with_a_configuration_that_cannot_be(migrate: Callable[..., Result]) -> None:
-    """The usual line."""
+def test_migrate_refuses_an_unusable_configuration(migrate: Callable[..., Result]) -> None:
+    """In the line that each command has for that."""
     result: Any = migrate(url="postgresql://[")
     assert result.exit_code == 1
     assert "pgleader_database_url" in result.stderr

@@ -28,14 +28,14 @@ Role = Callable[..., str]
 
 
 @pytest.fixture
-def root(database: str) -> Iterator[psycopg.Connection[Any]]:
+def root(empty_database: str) -> Iterator[psycopg.Connection[Any]]:
     """Give a connection of the superuser."""
-    with psycopg.connect(database, autocommit=True) as connection:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
-def role(root: psycopg.Connection[Any], database: str) -> Iterator[Role]:
+def role(root: psycopg.Connection[Any], empty_database: str) -> Iterator[Role]:
     """Make roles with certain rights; return the URL with which each connects."""
     made: list[sql.Identifier] = []
 
@@ -45,7 +45,7 @@ def role(root: psycopg.Connection[Any], database: str) -> Iterator[Role]:
         root.execute(sql.SQL("create role {} login").format(made[-1]))
         for statement in statements:
             root.execute(sql.SQL(statement).format(role=made[-1], database=sql.Identifier(root.info.dbname)))
-        return make_conninfo(database, user=name)
+        return make_conninfo(empty_database, user=name)
 
     yield make
     for identifier in made:
@@ -105,7 +105,7 @@ def electing() -> Iterator[Callable[[str], Elector]]:
 TABLES = "select c.relname from pg_class c where c.relnamespace = 'pgleader'::regnamespace and c.relkind = 'r'"
 
 
-def test_who_can_merely_connect_can_neither_read_nor_write(owner: str, role: Role, root: Any) -> None:
+def test_stranger_can_neither_read_nor_write(owner: str, role: Role, root: Any) -> None:
     """Not one table, not a durable notification, not a fence."""
     url = role()
     with psycopg.connect(owner) as connection:
@@ -118,7 +118,7 @@ def test_who_can_merely_connect_can_neither_read_nor_write(owner: str, role: Rol
     assert not may(url, "create table pgleader.mine ()")
 
 
-def test_who_can_merely_connect_does_not_lead_by_accident(
+def test_stranger_does_not_lead_by_accident(
     owner: str, workers: str, role: Role, electing: Callable[[str], Elector]
 ) -> None:
     """A worker with the wrong role takes not even a place in line."""
@@ -128,7 +128,7 @@ def test_who_can_merely_connect_does_not_lead_by_accident(
     assert electing(workers).leadership.wait(PATIENCE)
 
 
-def test_who_takes_the_lock_without_a_term_holds_the_election_up_and_no_more(
+def test_stranger_with_the_lock_delays_the_election_and_no_more(
     owner: str, workers: str, role: Role, root: Any, electing: Callable[[str], Elector]
 ) -> None:
     """Whoever can connect can take any advisory lock. They are seen, can write nothing, and can be put out."""
@@ -145,7 +145,7 @@ def test_who_takes_the_lock_without_a_term_holds_the_election_up_and_no_more(
         assert waits.leadership.wait(PATIENCE)
 
 
-def test_who_may_not_connect_cannot_take_the_lock(owner: str, role: Role, root: Any) -> None:
+def test_role_without_connect_cannot_take_the_lock(owner: str, role: Role, root: Any) -> None:
     """The remedy: CONNECT is not for everybody."""
     url = role()
     root.execute(sql.SQL("revoke connect on database {} from public").format(sql.Identifier(root.info.dbname)))
@@ -153,14 +153,14 @@ def test_who_may_not_connect_cannot_take_the_lock(owner: str, role: Role, root: 
         psycopg.connect(url)
 
 
-def test_an_elector_without_tables_cannot_write_for_the_workers(owner: str, role: Role, root: Any) -> None:
+def test_elector_without_tables_cannot_write_for_the_workers(owner: str, role: Role, root: Any) -> None:
     """It may hold their lock, if it names their election; but its terms count for nothing in the ledger."""
     with LeaderElector(role(), election="default") as elector:
         assert elector.leadership.wait(PATIENCE)
     assert root.execute("select count(*) from pgleader.elections").fetchone() == (0,)
 
 
-def test_the_workers_role_can_work_and_not_build(workers: str, electing: Callable[[str], Elector]) -> None:
+def test_workers_role_cannot_change_the_schema(workers: str, electing: Callable[[str], Elector]) -> None:
     """It leads, but owns nothing and can create nothing."""
     assert electing(workers).leadership.wait(PATIENCE)
     assert may(workers, "select from pgleader.slots")
@@ -171,7 +171,7 @@ def test_the_workers_role_can_work_and_not_build(workers: str, electing: Callabl
     assert not may(workers, "create schema mine")
 
 
-def test_a_sender_can_send_and_nothing_else(owner: str, role: Role, root: Any) -> None:
+def test_sender_can_send_and_nothing_else(owner: str, role: Role, root: Any) -> None:
     """Not read, not choose the id from which task ids are made, not touch what others have sent."""
     sender = role(
         "grant usage on schema pgleader to {role}",
@@ -195,7 +195,7 @@ select p.proname, p.prosecdef, coalesce(p.proconfig, '{}'), has_function_privile
 """
 
 
-def test_functions_with_their_owners_rights_have_a_pinned_search_path(owner: str, role: Role, root: Any) -> None:
+def test_security_definer_functions_pin_their_search_path(owner: str, role: Role, root: Any) -> None:
     """Those of watches and counters alone have such rights; and nobody else can hang them on a table of their own."""
     with psycopg.connect(owner) as connection:
         connection.execute("create schema shop")
@@ -230,7 +230,7 @@ create view evil.pg_locks as select * from pg_catalog.pg_locks where false;
 """
 
 
-def test_functions_on_the_search_path_are_not_taken_for_postgres_own(
+def test_functions_on_the_search_path_cannot_replace_those_of_postgres(
     workers: str, root: Any, electing: Callable[[str], Elector]
 ) -> None:
     """Even where they come before those by the default of the role."""
@@ -249,7 +249,7 @@ def test_functions_on_the_search_path_are_not_taken_for_postgres_own(
     assert root.execute(held, [term.backend_pid]).fetchone() == (1,)
 
 
-def test_a_fence_holds_whatever_is_on_the_search_path(owner: str) -> None:
+def test_fence_does_not_depend_on_the_search_path(owner: str) -> None:
     """An operator that finds all equal does not let a stale leader write."""
     with psycopg.connect(owner, autocommit=True) as connection:
         connection.execute("insert into pgleader.elections (election, term, node) values ('shop', 8, 'a')")

@@ -55,11 +55,9 @@ def change(server: EmbeddedPostgres, *statements: str) -> None:
 
 
 @pytest.fixture
-def parent(
-    bin_dir: Path | None, postgres: EmbeddedPostgres
-) -> Iterator[tuple[subprocess.Popen[str], list[Path], list[psutil.Process]]]:
+def parent(bin_dir: Path) -> Iterator[tuple[subprocess.Popen[str], list[Path], list[psutil.Process]]]:
     """Give a process with servers of its own, their folders, and their processes."""
-    command = [sys.executable, "-c", PARENT, str(postgres.bin_dir)]
+    command = [sys.executable, "-c", PARENT, str(bin_dir)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -97,20 +95,35 @@ def test_postgres_keeps_what_was_committed_across_a_crash(own_postgres: Embedded
         assert ask(own_postgres, "select count(*) from kept") == number
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killed_postgres_leaves_no_shared_memory(own_postgres: EmbeddedPostgres) -> None:
+    """Neither of the kind that has a number, nor of the kind that has a name."""
+    segment = (own_postgres.folder / "data" / "postmaster.pid").read_text().splitlines()[6].split()[1]
+    assert segment in shared_segments()
+    assert ask(own_postgres, "show dynamic_shared_memory_type") == "mmap", "files in its folder"
+    own_postgres.kill()
+    assert segment not in shared_segments()
+
+
+def shared_segments() -> list[str]:
+    """Return the numbers of all segments of shared memory."""
+    return [line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+
+
 def test_postgres_listens_on_the_loopback_address_only(postgres: EmbeddedPostgres) -> None:
     """And on no socket in the file system."""
     assert ask(postgres, "show listen_addresses") == "127.0.0.1"
     assert ask(postgres, "show unix_socket_directories") == ""
 
 
-def test_postgres_takes_settings(bin_dir: Path | None) -> None:
+def test_postgres_takes_settings(bin_dir: Path) -> None:
     """Also those that we set."""
     with EmbeddedPostgres(bin_dir, {"max_connections": "7", "fsync": "on"}) as server:
         assert ask(server, "show max_connections") == "7"
         assert ask(server, "show fsync") == "on"
 
 
-def test_a_server_that_cannot_start_says_why(bin_dir: Path | None) -> None:
+def test_server_that_cannot_start_says_why(bin_dir: Path) -> None:
     """In the words of its log, and leaves nothing behind."""
     server = EmbeddedPostgres(bin_dir, {"max_connections": "none"})
     with pytest.raises(ServerFailed, match="max_connections"), server:
@@ -142,7 +155,7 @@ def test_rabbitmq_keeps_what_was_written_across_a_restart(shared_rabbitmq: Rabbi
 
 
 @pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
-def test_what_does_not_run_can_be_stopped(kind: type[Server]) -> None:
+def test_stopped_server_can_be_stopped_again(kind: type[Server]) -> None:
     """Before its start, and twice after it."""
     with kind() as server:
         server.stop()
@@ -151,9 +164,7 @@ def test_what_does_not_run_can_be_stopped(kind: type[Server]) -> None:
     assert not server.folder.exists()
 
 
-def test_a_server_that_hangs_is_stopped_all_the_same(
-    own_valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_server_is_stopped(own_valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has had its time."""
     monkeypatch.setattr("example_app.servers.STOP_TIMEOUT", 0.2)
     assert own_valkey.pid is not None
@@ -172,7 +183,7 @@ Parent = tuple[subprocess.Popen[str], list[Path], list[psutil.Process]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's end")
-def test_servers_die_with_a_parent_that_is_killed(parent: Parent) -> None:
+def test_servers_die_with_a_killed_parent(parent: Parent) -> None:
     """With `kill -9`, which it cannot see coming."""
     process, folders, processes = parent
     assert len(processes) > 2
@@ -191,7 +202,7 @@ def test_servers_end_in_good_order_with_their_parent(parent: Parent) -> None:
     assert not [folder for folder in folders if folder.exists()]
 
 
-def test_an_interrupt_is_for_the_parent_first(parent: Parent) -> None:
+def test_interrupted_parent_stops_its_servers(parent: Parent) -> None:
     """It stops its servers then."""
     process, folders, processes = parent
     process.send_signal(signal.SIGINT)
@@ -201,7 +212,7 @@ def test_an_interrupt_is_for_the_parent_first(parent: Parent) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_postgres_runs_as_somebody_else_if_this_is_root(postgres: EmbeddedPostgres) -> None:
+def test_postgres_does_not_run_as_root(postgres: EmbeddedPostgres) -> None:
     """Since it refuses to run as root."""
     assert postgres.pid is not None
     assert psutil.Process(postgres.pid).uids().real != 0
@@ -209,4 +220,12 @@ def test_postgres_runs_as_somebody_else_if_this_is_root(postgres: EmbeddedPostgr
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return those that still run."""
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if runs(process)]
+
+
+def runs(process: psutil.Process) -> bool:
+    """Tell whether a process runs; it may end between two looks at it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

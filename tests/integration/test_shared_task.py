@@ -21,7 +21,7 @@ tidy.delay()
 """
 
 
-def test_a_shared_task_is_routed() -> None:
+def test_shared_task_is_routed() -> None:
     """It is the app's as well."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PGLEADER_")}
     ended = subprocess.run([sys.executable, "-c", SHARED], capture_output=True, text=True, check=True, env=environment)

@@ -57,9 +57,9 @@ class Secured:
         return self.write("pgpass", f"127.0.0.1:{self.server.port}:*:shop:{escaped}\n")
 
 
-def tls_programs(bin_dir: Path | None) -> Path:
+def tls_programs(given: Path | None) -> Path:
     """Return the programs of a Postgres that speaks TLS, as the wheel's does not."""
-    candidates = [bin_dir] if bin_dir else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    candidates = [given] if given else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     for folder in reversed(candidates):
         linked = subprocess.run(["ldd", folder / "postgres"], capture_output=True, text=True, check=False).stdout
         if "libssl" in linked:
@@ -69,9 +69,9 @@ def tls_programs(bin_dir: Path | None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def secured(bin_dir: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def secured(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """Give such a server."""
-    programs = tls_programs(bin_dir)
+    programs = tls_programs(pytestconfig.getoption("--pg-bin"))
     folder = tmp_path_factory.mktemp("tls")
     with EmbeddedPostgres(programs) as server:
         data = server.folder / "data"
@@ -117,13 +117,13 @@ def assert_elects(config: Config, server: EmbeddedPostgres) -> None:
         assert all(elector.stop(PATIENCE) for elector in electors)
 
 
-def test_with_tls_and_a_password_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elector_uses_tls_and_a_password_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
     """The URL has no password in it, and the server is who it says it is."""
     monkeypatch.setenv("PGPASSFILE", str(secured.password_file()))
     assert_elects(Config(database_url=secured.url()), secured.server)
 
 
-def test_with_a_service_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elector_uses_a_service_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
     """No URL at all; also with a URL that names the service."""
     service = secured.write(
         "services",
@@ -146,7 +146,7 @@ def test_with_a_service_file(secured: Secured, monkeypatch: pytest.MonkeyPatch) 
     ],
     ids=["password", "no TLS", "other host", "other authority"],
 )
-def test_what_libpq_refuses_is_refused_in_one_line(
+def test_failure_of_libpq_is_one_line(
     parameters: dict[str, str], reason: str, secured: Secured, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With its reason, and without the password."""

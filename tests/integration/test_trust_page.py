@@ -23,7 +23,7 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_page_tells_the_term_while_it_is_to_be_trusted(pages: Path) -> None:
+def test_page_tells_the_term_while_it_is_trusted(pages: Path) -> None:
     """It is found by the environment, as a spawned process has to."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     assert reader.term() is None, "nothing was told yet"
@@ -37,7 +37,7 @@ def test_a_page_tells_the_term_while_it_is_to_be_trusted(pages: Path) -> None:
     assert not list(pages.iterdir())
 
 
-def test_nothing_begins_before_its_turn_nor_once_the_page_is_shut(pages: Path) -> None:
+def test_no_run_begins_before_its_turn_or_on_a_shut_page(pages: Path) -> None:
     """What has begun may still trust its term."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     page.give_turn(7)
@@ -63,7 +63,7 @@ def test_nothing_begins_before_its_turn_nor_once_the_page_is_shut(pages: Path) -
     page.close()
 
 
-def test_a_worker_knows_of_its_loss_before_the_page(pages: Path) -> None:
+def test_worker_knows_of_its_loss_before_the_page_does(pages: Path) -> None:
     """Its own process asks it, too; one that it has forked cannot."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     page.write(7, time.monotonic() + 60)
@@ -78,7 +78,7 @@ def test_a_worker_knows_of_its_loss_before_the_page(pages: Path) -> None:
     page.close()
 
 
-def test_a_page_counts_the_runs_that_have_begun(pages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_counts_begun_runs(pages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process and in others; and one that cannot be counted begins all the same."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     assert reader.begin() is None
@@ -105,7 +105,7 @@ def test_a_page_counts_the_runs_that_have_begun(pages: Path, monkeypatch: pytest
     page.close()
 
 
-def test_a_page_knows_of_every_run(pages: Path) -> None:
+def test_page_knows_of_every_run(pages: Path) -> None:
     """In this process and in others, until the last has ended, or its process died."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     page.write(7, time.monotonic() + 60)
@@ -128,7 +128,7 @@ def test_a_page_knows_of_every_run(pages: Path) -> None:
     page.close()
 
 
-def test_a_page_that_is_being_written_is_not_trusted(pages: Path) -> None:
+def test_half_written_page_is_not_trusted(pages: Path) -> None:
     """Neither half of it says anything."""
     page, reader = trust_page.TrustPage(), trust_page.TrustReader()
     page.write(7, time.monotonic() + 60)
@@ -140,7 +140,7 @@ def test_a_page_that_is_being_written_is_not_trusted(pages: Path) -> None:
     page.close()
 
 
-def test_without_a_page_nothing_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_term_is_trusted_without_a_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable, no file, or an empty one: the process belongs to no worker that takes part."""
     (tmp_path / "empty").touch()
     monkeypatch.delenv(trust_page.VARIABLE, raising=False)
@@ -150,7 +150,7 @@ def test_without_a_page_nothing_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_
         assert trust_page.TrustReader().term() is None
 
 
-def test_a_spawned_process_reads_the_page(pages: Path) -> None:
+def test_spawned_process_reads_the_page(pages: Path) -> None:
     """It inherits nothing but the environment."""
     page = trust_page.TrustPage()
     page.write(7, time.monotonic() + 60)
@@ -160,7 +160,7 @@ def test_a_spawned_process_reads_the_page(pages: Path) -> None:
     assert output == "7\n"
 
 
-def test_a_second_worker_of_a_process_has_a_page_of_its_own(pages: Path) -> None:
+def test_second_worker_of_a_process_has_its_own_page(pages: Path) -> None:
     """A reader that has read the first one's goes on with the second's."""
     reader = trust_page.TrustReader()
     for term in (7, 8):
@@ -175,7 +175,7 @@ def test_a_second_worker_of_a_process_has_a_page_of_its_own(pages: Path) -> None
         assert reader.term() is None
 
 
-def test_pages_of_the_dead_are_swept(pages: Path) -> None:
+def test_pages_of_dead_workers_are_removed(pages: Path) -> None:
     """And nobody else's, such as those of another container that shares the folder, nor what is no page."""
     page = trust_page.TrustPage()
     (own,) = pages.iterdir()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from random import Random
 from typing import Any
@@ -22,7 +23,7 @@ from celery_pgleader.store import Schema
 from celery_pgleader.store import sql as statements
 from celery_pgleader.store.runs import run_key
 from tests.simulation import twins
-from tests.simulation.postgres import EXCLUSIVE, SHARE, Database, Lock, LockNotAvailable, Request, Steps, Transaction
+from tests.simulation.postgres import EXCLUSIVE, SHARE, Database, LockNotAvailable, Request, Steps
 from tests.simulation.postgres import Session as SimSession
 from tests.support.eventually import eventually
 
@@ -43,8 +44,8 @@ ORDERS: list[tuple[str, Any]] = [
 # What is told by the clock, or by chance.
 BY_CHANCE = {"gained_at", "ended_at", "last_run_at", "retired_at", "claimed_at", "settled_at", "sent_at", "died_at"}
 BY_CHANCE |= {"finished_at", "seen_at", "started_at", "next_until", "uid"}
-# These set something of their session, which a transaction that is rolled back would undo.
-ALONE = {"TAKE_PLACE", "AWAIT_LOCK", "MINT_TERM", "MINT_TRANSACTION", "RELEASE", "RELEASE_TRANSACTION", "GET_UP"}
+# What no statement of the package reads, which is not simulated.
+LEFT_OUT = BY_CHANCE | {"schedule", "app_version", "package_version", "clock_skew"}
 
 
 class Pair:
@@ -53,6 +54,7 @@ class Pair:
     def __init__(self, number: int, real: Session, simulated: SimSession, pool: ThreadPoolExecutor) -> None:
         """Begin with both open."""
         self.number = number
+        self.node = NODES[number % 2]
         self.real = real
         self.simulated = simulated
         self.in_transaction = False
@@ -67,16 +69,15 @@ class Pair:
         """Whether a statement waits in the simulation."""
         return self._steps is not None
 
-    def start(self, name: str, query: Any, parameters: dict[str, Any]) -> None:
-        """Have a statement executed by both."""
-        _, twin = twins.twin_of(query)
+    def start(self, query: Any, parameters: dict[str, Any]) -> None:
+        """Have a statement executed by both, each with a number of its own for the session."""
         transaction = self.simulated.transaction or self.simulated.begin()
-        self._steps = twin(transaction, *twins.arguments_of(query), **parameters)
+        self._steps = twins.begin(transaction, query, {**parameters, "backend_pid": self.simulated.pid})
         self.go_on()
         self.future = self._pool.submit(self._execute, query, parameters)
 
     def _execute(self, query: Any, parameters: dict[str, Any]) -> list[Any]:
-        cursor = self.real.execute(query, parameters)
+        cursor = self.real.execute(query, {**parameters, "backend_pid": self.real.info.backend_pid})
         # How many rows were written is all that there is to compare without a result.
         return cursor.fetchall() if cursor.description else [(1,)] * max(0, cursor.rowcount)
 
@@ -150,19 +151,29 @@ class Both:
             real = stack.enter_context(open_session(url, name, unresponsive_after=5))
             real.execute("set time zone 'UTC'")
             psycopg.types.json.set_json_loads(lambda text: text if isinstance(text, str) else text.decode(), real)
-            simulated = self.simulated.connect()
-            simulated.application_name = name
-            self.pairs.append(Pair(number, real, simulated, pool))
+            self.pairs.append(Pair(number, real, self.simulated.connect(name), pool))
         self.log: list[str] = []
 
     def elect(self) -> None:
         """Have the first session gain a term, so that there is one to write for."""
-        pair = self.pairs[0]
-        for name, draw in (("TAKE_PLACE", _take_place), ("AWAIT_LOCK", _await_lock), ("MINT_TERM", _first_term)):
-            query, parameters = draw(self, pair)
-            self.log.append(f"{pair.number}: {name} {parameters}")
-            pair.start(name, query, parameters)
-            self._compare()
+        for name in ("TAKE_PLACE", "AWAIT_LOCK", "MINT_TERM"):
+            first = {"place": place_key(CONFIG, 1), "term": 1, "may_lead": True, "entries": None}
+            self._start(self.pairs[0], name, first)
+
+    def _start(self, pair: Pair, name: str, given: dict[str, Any]) -> None:
+        operation = OPERATIONS[name]
+        drawn = {**_parameters(self, pair), **operation.parameters(self.random), **given}
+        query = operation.query
+        if isinstance(query, sql.SQL):
+            keys = {"first": place_key(CONFIG, 1), "second": place_key(CONFIG, 2), "kept": place_key(CONFIG, 3)}
+            keys |= {"key": KEY, "place": drawn.pop("place")}
+            literals = {"slice": sql.Literal("20ms"), "name": sql.Literal(f"pgleader leader {pair.node}")}
+            query = query.format(**{name: key.as_arguments() for name, key in keys.items()}, **literals)
+        text = query if isinstance(query, str) else query.as_string()
+        used = {name: value for name, value in drawn.items() if f"%({name})s" in text}
+        self.log.append(f"{pair.number}: {name} {used}")
+        pair.start(query, used)
+        self._compare()
 
     def step(self) -> None:
         """Have one of the sessions do something."""
@@ -178,28 +189,22 @@ class Both:
         elif waiting:
             return
         else:
-            name, (query, parameters) = self._draw(pair)
-            if not pair.in_transaction and name not in ALONE and random.random() < 0.3:
+            name = random.choice([name for name in DRAWN if not (pair.in_transaction and OPERATIONS[name].alone)])
+            if not pair.in_transaction and not OPERATIONS[name].alone and random.random() < 0.3:
                 pair.real.execute("begin")
                 pair.in_transaction = True
                 self.log.append(f"{pair.number}: begin")
-            self.log.append(f"{pair.number}: {name} {parameters}")
-            pair.start(name, query, parameters)
+            self._start(pair, name, {})
+            return
         self._compare()
 
     def _order(self) -> None:
         """Have an operator order something, unless somebody has locked the election's row."""
-        session = self.simulated.connect()
-        transaction = session.begin()
-        row = transaction.latest("elections", "shop")
-        if row is not None and transaction.has_free("elections", "shop"):
-            column, value = self.random.choice(ORDERS)
+        column, value = self.random.choice(ORDERS)
+        if self.simulated.order("shop", {column: value}):
             self.log.append(f"operator: {column} = {value}")
             query = sql.SQL("update pgleader.elections set {} = %s").format(sql.Identifier(column))
             self.monitor.execute(query, [value])
-            transaction.write("elections", "shop", {**row, column: value})
-            transaction.commit()
-        session.end()
 
     def _compare(self) -> None:
         for pair in self.pairs:
@@ -239,32 +244,18 @@ class Both:
                 pair.end(commit=True)
                 self._compare()
         for table, rows in self.simulated.tables.items():
-            assert self._rows(table) == self._simulated_rows(table, rows), f"{table}:\n" + "\n".join(self.log)
+            query = sql.SQL("select * from {}").format(sql.Identifier("pgleader", table))
+            with self.monitor.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+                real = cursor.execute(query).fetchall()
+            assert self._sorted(real) == self._sorted(rows.values()), f"{table}:\n" + "\n".join(self.log)
         assert self._locks() == self._simulated_locks(), "\n".join(self.log)
 
-    def _rows(self, table: str) -> list[Any]:
-        query = sql.SQL("select * from {}").format(sql.Identifier("pgleader", table))
-        with self.monitor.cursor(row_factory=psycopg.rows.dict_row) as cursor:
-            return self._sorted(cursor.execute(query).fetchall())
-
-    def _simulated_rows(self, table: str, rows: dict[Any, Any]) -> list[Any]:
-        keys = {"elections": ("election",), "terms": ("election", "term"), "entries": ("election", "entry")}
-        keys |= {"slots": ("election", "entry", "slot"), "finished": ("task_id",), "notifications": ("id",)}
-        keys |= {"dead_letters": ("id",), "nodes": ("election", "node", "instance")}
-        named = (
-            dict(zip(keys[table], key if isinstance(key, tuple) else (key,), strict=True)) | row
-            for key, row in rows.items()
-        )
-        return self._sorted(named)
-
     def _sorted(self, rows: Any) -> list[Any]:
-        # What no statement of the package reads is not simulated.
-        left_out = {"schedule", "app_version", "package_version", "clock_skew"} | BY_CHANCE
         plain = [
             {
                 name: str(self._name_of(value)) if not isinstance(value, list | tuple) else sorted(value)
-                for name, value in row.items()
-                if name not in left_out
+                for name, value in sorted(row.items())
+                if name not in LEFT_OUT
             }
             for row in rows
         ]
@@ -281,280 +272,134 @@ class Both:
 
     def _simulated_locks(self) -> set[Any]:
         return {
-            (self._name_of(owner.session.pid if isinstance(owner, Transaction) else owner.pid), key, mode)
+            (self._name_of(owner.session.pid), key, mode)
             for key, lock in self.simulated.advisory.items()
             for owner, mode in lock.held
         }
 
-    # What is done.
 
-    def _draw(self, pair: Pair) -> tuple[str, tuple[Any, dict[str, Any]]]:
-        while True:
-            name, draw = self.random.choice(OPERATIONS)
-            if not (pair.in_transaction and name in ALONE):
-                return name, draw(self, pair)
-
-    @property
-    def common(self) -> dict[str, Any]:
-        """Return what most statements are told: often of the latest term, sometimes of another."""
-        row = self.simulated.tables["elections"].get("shop")
-        latest = row["term"] if row is not None else 1
-        term = latest if self.random.random() < 0.8 else self.random.randint(1, 3)
-        return {"election": "shop", "term": term}
-
-    @property
-    def entry(self) -> str:
-        """Return the name of some entry."""
-        return self.random.choice(ENTRIES)
-
-    @property
-    def slot(self) -> datetime:
-        """Return some slot."""
-        return NOON + timedelta(hours=self.random.randint(0, 5))
-
-
-KEPT = {"election": "shop", "node": "a", "follower": "pgleader follower a", "idle_ms": HOUR, "least_term": 0}
-KEPT |= {"may_lead": False, "entries": None}
-Draw = Callable[[Both, Pair], tuple[Any, dict[str, Any]]]
-
-
-def _places() -> Iterator[sql.Composable]:
-    return (place_key(CONFIG, place).as_arguments() for place in (1, 2, 3))
-
-
-def _take_place(both: Both, _pair: Pair) -> Any:
-    first, second, kept = _places()
-    query = election_statements.TAKE_PLACE.format(first=first, second=second, kept=kept)
-    return query, {"ttl_ms": HOUR, "asked_for": both.random.random() < 0.3}
-
-
-def _await_lock(_both: Both, pair: Pair) -> Any:
-    name = sql.Literal(f"pgleader leader {NODES[pair.number % 2]}")
-    query = election_statements.AWAIT_LOCK.format(slice=sql.Literal("20ms"), key=KEY.as_arguments(), name=name)
-    return query, {}
-
-
-def _of_lock(pair: Pair) -> dict[str, Any]:
-    return {
-        "classid": KEY.classid,
-        "objid": KEY.objid,
-        "objsubid": KEY.objsubid,
-        "node": NODES[pair.number % 2],
-        "follower": f"pgleader follower {NODES[pair.number % 2]}",
-        "idle_ms": HOUR,
-        "reason": "resigned",
-        "least_term": 0,
+def _parameters(both: Both, pair: Pair) -> dict[str, Any]:
+    """Return what a statement may be told by any name, at random; most are told little of it."""
+    random = both.random
+    election = both.simulated.tables["elections"].get("shop", {"term": 1})
+    # Often of one entry, sometimes of both, in any order.
+    entries = random.sample(ENTRIES, random.randint(1, 2))
+    slots = [_slot(random) for _ in entries]
+    states = [random.choice(("claimed", "claimed", "skipped")) for _ in entries]
+    rests = random.sample(("x", "y"), random.randint(0, 1))
+    place, number = place_key(CONFIG, 1), random.randint(1, 9)
+    # Often of the latest term, sometimes of another.
+    drawn: dict[str, Any] = {
+        "election": "shop",
+        "term": election["term"] if random.random() < 0.8 else random.randint(1, 3),
     }
+    drawn |= {"classid": KEY.classid, "objid": KEY.objid, "objsubid": KEY.objsubid}
+    drawn |= {"ttl_ms": HOUR, "idle_ms": HOUR, "least_term": 0, "asked_for": random.random() < 0.3}
+    drawn |= {"may_lead": random.random() < 0.9, "reason": "resigned", "place": place_key(CONFIG, random.randint(1, 3))}
+    # Of the node.
+    drawn |= {"node": pair.node, "follower": f"pgleader follower {pair.node}", "instance": UUID(int=pair.number)}
+    drawn |= {"stands_back": random.choice((None, None, None, "on hold")), "priority": random.randint(1, 2)}
+    drawn |= {"schedule": "1a", "app_version": "", "package_version": "0", "clock": 0.0}
+    drawn |= {"started_at": NOON + timedelta(seconds=pair.number)}
+    drawn |= {"place_objid": place.objid, "first_place": place.classid, "last_place": place.classid + 2}
+    drawn |= {"next_node": random.choice(NODES)}
+    drawn |= {"names": ["renewal", "renewal"], "labels": ["1", "sum"], "values": [1.0, 0.5]}
+    # Of entries and slots.
+    drawn |= {"entry": random.choice(ENTRIES), "slot": _slot(random), "entries": entries, "slots": slots}
+    drawn |= {"tasks": ["task"] * len(entries), "schedules": ["every hour"] * len(entries)}
+    drawn |= {"anchors": [NOON] * len(entries), "sinces": slots, "next_slots": [None] * len(entries)}
+    drawn |= {"oldest": slots, "newest": slots, "nexts": [slot + timedelta(hours=1) for slot in slots]}
+    drawn |= {"runs": [int(state == "claimed") for state in states], "paused": [random.random() < 0.1 for _ in entries]}
+    drawn |= {"row_entries": entries, "row_slots": slots, "row_throughs": slots, "row_counts": [1] * len(entries)}
+    drawn |= {"row_states": states, "row_reasons": [None if state == "claimed" else "missed" for state in states]}
+    drawn |= {"row_task_ids": [UUID(int=7)] * len(entries)}
+    drawn |= {"states": [random.choice(("published", "expired")) for _ in entries]}
+    drawn |= {"reasons": [random.choice((None, "late")) for _ in entries]}
+    drawn |= {"task_id": UUID(int=random.randint(1, 3))}
+    # Of notifications.
+    drawn |= {"channel": random.choice(("orders", "orders", "others")), "payload": "1"}
+    drawn |= {"key": random.choice((None, "x", "y")), "id": number, "ids": [number, number + 2], "error": "no"}
+    drawn |= {"channels": ["orders"], "resting": [random.randint(1, 9)] if rests else []}
+    drawn |= {"rest_channels": ["orders"] * len(rests), "rest_keys": rests}
+    drawn |= {"after": random.randint(0, 4), "alone": random.random() < 0.5, "bytes": 4_000_000}
+    drawn |= {"limit": random.randint(1, 5), "lightly": random.random() < 0.5}
+    return drawn
 
 
-def _mint(both: Both, pair: Pair) -> Any:
-    place = place_key(CONFIG, both.random.randint(1, 3)).as_arguments()
-    entries = both.random.choice((None, ["one"], ["one", "two"]))
-    parameters = {**_of_lock(pair), **both.common, "may_lead": both.random.random() < 0.9, "entries": entries}
-    return statements.MINT_TERM.format(place=place), parameters
+def _slot(random: Random) -> datetime:
+    return NOON + timedelta(hours=random.randint(0, 5))
 
 
-def _first_term(_both: Both, pair: Pair) -> Any:
-    place = place_key(CONFIG, 1).as_arguments()
-    parameters = {**_of_lock(pair), "election": "shop", "may_lead": True, "entries": None}
-    return statements.MINT_TERM.format(place=place), parameters
+@dataclass(frozen=True)
+class Operation:
+    """Something that a session does.
+
+    Attributes:
+        query: the statement.
+        parameters: those that it is told in another way than most.
+        weight: how often it is drawn.
+        alone: whether it sets something of its session, which a transaction that is rolled back would undo.
+
+    """
+
+    query: Any
+    parameters: Callable[[Random], dict[str, Any]] = lambda _random: {}
+    weight: int = 1
+    alone: bool = False
 
 
-def _announce(both: Both, pair: Pair) -> Any:
-    return statements.ANNOUNCE, {
-        **both.common,
-        "node": NODES[pair.number % 2],
-        "instance": UUID(int=pair.number),
-        "priority": both.random.randint(1, 2),
-        "stands_back": both.random.choice((None, None, None, "on hold")),
-        "entries": both.random.choice((None, ["one"], ["one", "two"])),
-        "schedule": "1a",
-        "app_version": "",
-        "package_version": "0",
-        "clock": 0.0,
-        "started_at": NOON + timedelta(seconds=pair.number),
-    }
+def _schedule(random: Random) -> dict[str, Any]:
+    return {"entries": random.choice((None, ["one"], ["one", "two"]))}
 
 
-def _renewal(statement: str) -> Draw:
-    def draw(both: Both, pair: Pair) -> Any:
-        parameters = {**_of_lock(pair), **both.common}
-        # With a number of the server's own for each of the two.
-        return statement, parameters | {"backend_pid": BackendPid(pair)}
-
-    return draw
+def _any_node(random: Random) -> dict[str, Any]:
+    return {"node": random.choice(NODES)}
 
 
-class BackendPid(int):
-    """The pid of a pair's backend, which is not the same with each of the two."""
-
-    _simulated: int
-
-    def __new__(cls, pair: Pair) -> BackendPid:
-        """Return the real one, that is equal to the other."""
-        self = super().__new__(cls, pair.real.info.backend_pid)
-        self._simulated = pair.simulated.pid
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        """Tell whether it is either of the two."""
-        return other == self._simulated or super().__eq__(other)
-
-    __hash__ = int.__hash__
+def _run(random: Random) -> dict[str, Any]:
+    return {"key": run_key(random.choice(ENTRIES))}
 
 
-def _register(both: Both, _pair: Pair) -> Any:
-    entries = both.random.sample(ENTRIES, both.random.randint(1, 2))
-    number = len(entries)
-    return statements.REGISTER, {
-        **both.common,
-        "entries": entries,
-        "tasks": ["task"] * number,
-        "schedules": ["every hour"] * number,
-        "anchors": [NOON] * number,
-        "sinces": [both.slot for _ in entries],
-        "next_slots": [None] * number,
-    }
-
-
-def _claim(both: Both, _pair: Pair) -> Any:
-    entries = both.random.sample(ENTRIES, both.random.randint(1, 2))
-    slots = [both.slot for _ in entries]
-    states = [both.random.choice(("claimed", "claimed", "skipped")) for _ in entries]
-    return statements.CLAIM, {
-        **both.common,
-        "entries": entries,
-        "oldest": slots,
-        "newest": slots,
-        "nexts": [slot + timedelta(hours=1) for slot in slots],
-        "runs": [int(state == "claimed") for state in states],
-        "paused": [both.random.random() < 0.1 for _ in entries],
-        "row_entries": entries,
-        "row_slots": slots,
-        "row_throughs": slots,
-        "row_counts": [1] * len(entries),
-        "row_states": states,
-        "row_reasons": [None if state == "claimed" else "missed" for state in states],
-        "row_task_ids": [UUID(int=7)] * len(entries),
-    }
-
-
-def _settle(both: Both, _pair: Pair) -> Any:
-    return statements.SETTLE, {
-        **both.common,
-        "entries": [both.entry],
-        "slots": [both.slot],
-        "states": [both.random.choice(("published", "expired"))],
-        "reasons": [both.random.choice((None, "late"))],
-    }
-
-
-def _prune(both: Both, _pair: Pair) -> Any:
+OPERATIONS = {
+    "TAKE_PLACE": Operation(election_statements.TAKE_PLACE, alone=True),
+    "AWAIT_LOCK": Operation(election_statements.AWAIT_LOCK, weight=2, alone=True),
+    "MINT_TERM": Operation(statements.MINT_TERM, _schedule, weight=4, alone=True),
+    "RENEW": Operation(statements.RENEW),
+    "RENEW_TRANSACTION": Operation(election_statements.RENEW),
+    "RELEASE": Operation(statements.RELEASE, alone=True),
+    "ANNOUNCE": Operation(statements.ANNOUNCE, _schedule),
+    "REGISTER": Operation(statements.REGISTER, weight=2),
+    "RETIRE": Operation(statements.RETIRE),
+    "CLAIM": Operation(statements.CLAIM, weight=5),
+    "SETTLE": Operation(statements.SETTLE, weight=2),
+    "ENTRIES": Operation(statements.ENTRIES),
+    "CLAIMED": Operation(statements.CLAIMED),
     # All slots are in the past by now, and no term is.
-    return statements.PRUNE, {**both.common, "seconds": both.random.choice((86_400.0, 1e9)), "limit": 2}
-
-
-def _awake(both: Both) -> dict[str, Any]:
-    rests = both.random.sample(("x", "y"), both.random.randint(0, 1))
-    return {
-        **both.common,
-        "channels": ["orders"],
-        "resting": [both.random.randint(1, 9)] if rests else [],
-        "rest_channels": ["orders"] * len(rests),
-        "rest_keys": rests,
-    }
-
-
-def _waiting(both: Both, _pair: Pair) -> Any:
-    after, limit = both.random.randint(0, 4), both.random.randint(1, 5)
-    more = {"after": after, "alone": both.random.random() < 0.5, "limit": limit, "bytes": 4_000_000}
-    return statements.WAITING, {**_awake(both), **more}
-
-
-def _notify(both: Both, _pair: Pair) -> Any:
-    channel = both.random.choice(("orders", "orders", "others"))
-    return statements.NOTIFY, {"channel": channel, "payload": "1", "key": both.random.choice((None, "x", "y"))}
-
-
-def _of_one(statement: str) -> Draw:
-    def draw(both: Both, _pair: Pair) -> Any:
-        number = both.random.randint(1, 9)
-        return statement, {**both.common, "id": number, "ids": [number, number + 2], "error": "no"} | {}
-
-    return draw
-
-
-def _node(statement: str, **more: Any) -> Draw:
-    def draw(both: Both, _pair: Pair) -> Any:
-        place = place_key(CONFIG, 1)
-        places = {"place_objid": place.objid, "first_place": place.classid, "last_place": place.classid + 2}
-        entries = both.random.choice((None, ["one"], ["one", "two"]))
-        node = both.random.choice(NODES)
-        return statement, {**both.common, **places, "entries": entries, "node": node, "priority": 1, **more}
-
-    return draw
-
-
-def _plain_statement(statement: str, **parameters: Any) -> Draw:
-    return lambda both, _pair: (statement, {**both.common, **parameters})
-
-
-def _run(statement: str) -> Draw:
-    return lambda both, _pair: (statement, {"key": run_key(both.entry)})
-
-
-def _task(statement: str) -> Draw:
-    return lambda both, _pair: (statement, {"task_id": UUID(int=both.random.randint(1, 3))})
-
-
-def _skip(both: Both, _pair: Pair) -> Any:
-    return statements.SKIP, {"election": "shop", "entry": both.entry, "slot": both.slot, "reason": "overlap"}
-
-
-def _lie_down(both: Both, _pair: Pair) -> Any:
-    return statements.LIE_DOWN, {"lightly": both.random.random() < 0.5}
-
-
-def _report(both: Both, _pair: Pair) -> Any:
-    counted = {"names": ["renewal", "renewal"], "labels": ["1", "sum"], "values": [1.0, 0.5]}
-    return statements.REPORT, {**both.common, **counted}
-
-
-OPERATIONS: list[tuple[str, Draw]] = [
-    *[("TAKE_PLACE", _take_place), ("AWAIT_LOCK", _await_lock), ("AWAIT_LOCK", _await_lock)],
-    *[("MINT_TERM", _mint)] * 4,
-    ("RENEW", _renewal(statements.RENEW)),
-    ("RENEW_TRANSACTION", _renewal(election_statements.RENEW)),
-    ("RELEASE", _renewal(statements.RELEASE)),
-    ("ANNOUNCE", _announce),
-    *[("REGISTER", _register)] * 2,
-    ("RETIRE", lambda both, _pair: (statements.RETIRE, {**both.common, "entries": [both.entry]})),
-    *[("CLAIM", _claim)] * 5,
-    *[("SETTLE", _settle)] * 2,
-    ("ENTRIES", _plain_statement(statements.ENTRIES)),
-    ("CLAIMED", _plain_statement(statements.CLAIMED, limit=3)),
-    ("PRUNE", _prune),
-    ("RUNNING", _plain_statement(statements.RUNNING, entries=list(ENTRIES), keys=[run_key(e) for e in ENTRIES])),
-    *[("TRY_RUN", _run(statements.TRY_RUN)), ("END_RUN", _run(statements.END_RUN))],
-    *[("HAS_FINISHED", _task(statements.HAS_FINISHED)), ("FINISH", _task(statements.FINISH))],
-    ("SKIP", _skip),
-    *[("NOTIFY", _notify)] * 4,
-    *[("WAITING", _waiting)] * 2,
-    ("IS_ANY_WAITING", lambda both, _pair: (statements.IS_ANY_WAITING, _awake(both))),
-    ("NEWEST", _plain_statement(statements.NEWEST)),
-    *[("LIE_DOWN", _lie_down)] * 2,
-    ("GET_UP", _plain_statement(statements.GET_UP)),
-    ("ORDERS", _node(statements.ORDERS)),
-    ("REPORT", _report),
-    ("PREFERRED", _node(statements.PREFERRED)),
-    ("IN_LINE", _node(statements.IN_LINE)),
-    (
-        "PREFER",
-        lambda both, pair: _node(statements.PREFER, next_node=both.random.choice(NODES), seconds=0.0)(both, pair),
-    ),
-    ("WITHDRAW", _node(statements.WITHDRAW)),
-    ("FORGET_NODES", _plain_statement(statements.FORGET_NODES)),
-]
+    "PRUNE": Operation(statements.PRUNE, lambda random: {"seconds": random.choice((86_400.0, 1e9)), "limit": 2}),
+    "RUNNING": Operation(statements.RUNNING, lambda _: {"entries": list(ENTRIES), "keys": [*map(run_key, ENTRIES)]}),
+    "TRY_RUN": Operation(statements.TRY_RUN, _run),
+    "END_RUN": Operation(statements.END_RUN, _run),
+    "HAS_FINISHED": Operation(statements.HAS_FINISHED),
+    "FINISH": Operation(statements.FINISH),
+    "SKIP": Operation(statements.SKIP),
+    "NOTIFY": Operation(statements.NOTIFY, weight=4),
+    "WAITING": Operation(statements.WAITING, weight=2),
+    "IS_ANY_WAITING": Operation(statements.IS_ANY_WAITING),
+    "NEWEST": Operation(statements.NEWEST),
+    "DISPATCHED": Operation(statements.DISPATCHED),
+    "TRIED": Operation(statements.TRIED),
+    "BURY": Operation(statements.BURY),
+    "LIE_DOWN": Operation(statements.LIE_DOWN, weight=2),
+    "GET_UP": Operation(statements.GET_UP, alone=True),
+    "ORDERS": Operation(statements.ORDERS, _any_node),
+    "REPORT": Operation(statements.REPORT),
+    "PREFERRED": Operation(statements.PREFERRED, _schedule),
+    "IN_LINE": Operation(statements.IN_LINE, _any_node),
+    "PREFER": Operation(statements.PREFER, lambda _: {"seconds": 0.0}),
+    "WITHDRAW": Operation(statements.WITHDRAW),
+    "FORGET_NODES": Operation(statements.FORGET_NODES),
+}
+DRAWN = [name for name, operation in OPERATIONS.items() for _ in range(operation.weight)]
 
 
 @pytest.mark.parametrize("seed", range(SEQUENCES))
@@ -574,14 +419,13 @@ def test_a_lock_that_was_granted_twice_is_handed_on_wholly(database: str) -> Non
     """A slice may be over in the moment in which the lock is granted; the next one then has it granted again."""
     with open_session(database, "pgleader test", unresponsive_after=5) as session:
         Schema(session).ensure()
+        names = {"slice": sql.Literal("20ms"), "key": KEY.as_arguments(), "name": sql.Literal("pgleader leader a")}
         for _ in range(2):
-            session.execute(
-                election_statements.AWAIT_LOCK.format(
-                    slice=sql.Literal("20ms"), key=KEY.as_arguments(), name=sql.Literal("pgleader leader a")
-                )
-            )
+            session.execute(election_statements.AWAIT_LOCK.format(**names))
         place = place_key(CONFIG, 1).as_arguments()
-        parameters = {**KEPT, "classid": KEY.classid, "objid": KEY.objid, "objsubid": KEY.objsubid}
+        parameters = {"election": "shop", "node": "a", "follower": "pgleader follower a", "idle_ms": HOUR}
+        parameters |= {"least_term": 0, "may_lead": False, "entries": None}
+        parameters |= {"classid": KEY.classid, "objid": KEY.objid, "objsubid": KEY.objsubid}
         row = session.execute(statements.MINT_TERM.format(place=place), parameters).fetchone()
         assert row is not None
         assert row[0] is None
@@ -591,10 +435,11 @@ def test_a_lock_that_was_granted_twice_is_handed_on_wholly(database: str) -> Non
 
 def test_who_shares_a_row_goes_before_who_waits_to_write_it(database: str) -> None:
     """If it is to write it itself, and had to wait for another who shared it."""
-    lock = Lock(lambda owner: owner, fair=False)
-    assert [lock.request(owner, SHARE).granted for owner in "ab"] == [True, True]
-    waiting, mine = lock.request("c", EXCLUSIVE), lock.request("b", EXCLUSIVE)
-    lock.release("a", SHARE)
+    simulated = Database(datetime.now, lambda: None)
+    lock, sessions = simulated.rows["counted", 0], [simulated.connect() for _ in "abc"]
+    assert [lock.request(session, SHARE).granted for session in sessions[:2]] == [True, True]
+    waiting, mine = lock.request(sessions[2], EXCLUSIVE), lock.request(sessions[1], EXCLUSIVE)
+    lock.release(sessions[0], SHARE)
     assert (waiting.granted, mine.granted) == (False, True)
 
     write, share = "update counted set number = number + 1", "select from counted for share"

@@ -33,17 +33,9 @@ Connection = psycopg.Connection[Any]
 
 
 @pytest.fixture
-def migrated(database: str) -> str:
-    """Give a database with the schema."""
-    with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
-    return database
-
-
-@pytest.fixture
-def db(migrated: str) -> Iterator[Connection]:
+def db(database: str) -> Iterator[Connection]:
     """Give a session that hears the wake-ups of all."""
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("listen pgleader")
         yield connection
 
@@ -88,9 +80,9 @@ def wake_ups(db: Connection) -> int:
     return len(heard) - 1
 
 
-def test_nobody_is_woken_who_does_not_sleep(migrated: str, db: Connection) -> None:
+def test_relay_that_is_awake_is_not_woken(database: str, db: Connection) -> None:
     """Since it will look by itself."""
-    with mailbox_of(migrated, "orders") as mailbox:
+    with mailbox_of(database, "orders") as mailbox:
         db.execute(NOTIFY, ["orders"])
         assert wake_ups(db) == 0
         assert mailbox.lie_down(lightly=False)
@@ -103,9 +95,9 @@ def test_nobody_is_woken_who_does_not_sleep(migrated: str, db: Connection) -> No
         assert wake_ups(db) == 0
 
 
-def test_who_was_on_the_way_is_waited_for(migrated: str, db: Connection) -> None:
+def test_relay_waits_for_open_transactions(database: str, db: Connection) -> None:
     """It saw nobody sleep, so the relay stays up, until its row can be seen."""
-    with mailbox_of(migrated, "orders") as mailbox, psycopg.connect(migrated) as sender:
+    with mailbox_of(database, "orders") as mailbox, psycopg.connect(database) as sender:
         sender.execute(NOTIFY, ["orders"])
         assert not mailbox.lie_down(lightly=False)
         db.execute(NOTIFY, ["other"])
@@ -116,9 +108,9 @@ def test_who_was_on_the_way_is_waited_for(migrated: str, db: Connection) -> None
         assert wake_ups(db) == 0
 
 
-def test_light_sleep(migrated: str, db: Connection) -> None:
+def test_later_sender_wakes_a_light_sleeper(database: str, db: Connection) -> None:
     """Those who come later wake the relay, whoever is on the way still."""
-    with mailbox_of(migrated, "orders") as mailbox, psycopg.connect(migrated) as sender:
+    with mailbox_of(database, "orders") as mailbox, psycopg.connect(database) as sender:
         sender.execute(NOTIFY, ["orders"])
         assert not mailbox.lie_down(lightly=True)
         db.execute(NOTIFY, ["orders"])
@@ -128,9 +120,9 @@ def test_light_sleep(migrated: str, db: Connection) -> None:
         assert mailbox.lie_down(lightly=True)
 
 
-def test_a_savepoint_that_is_rolled_back_holds_up_nobody(migrated: str) -> None:
+def test_rolled_back_savepoint_holds_nothing_up(database: str) -> None:
     """Neither it nor its row is there any more."""
-    with mailbox_of(migrated, "orders") as mailbox, psycopg.connect(migrated) as sender:
+    with mailbox_of(database, "orders") as mailbox, psycopg.connect(database) as sender:
         sender.execute("select 1")
         with suppress(psycopg.errors.DivisionByZero), sender.transaction():
             sender.execute(NOTIFY, ["orders"])
@@ -143,9 +135,9 @@ def test_a_savepoint_that_is_rolled_back_holds_up_nobody(migrated: str) -> None:
         assert not mailbox.lie_down(lightly=False), "a savepoint that is released is part of the transaction"
 
 
-def test_several_may_sleep(migrated: str, db: Connection) -> None:
+def test_several_relays_may_sleep(database: str, db: Connection) -> None:
     """As long as one of them does, there are wake-ups."""
-    with mailbox_of(migrated, "orders") as shop, mailbox_of(migrated, "parcels", election="post") as post:
+    with mailbox_of(database, "orders") as shop, mailbox_of(database, "parcels", election="post") as post:
         assert shop.lie_down(lightly=False)
         assert post.lie_down(lightly=False)
         shop.get_up()
@@ -156,9 +148,9 @@ def test_several_may_sleep(migrated: str, db: Connection) -> None:
         assert wake_ups(db) == 0
 
 
-def test_who_is_killed_sleeps_no_more(migrated: str, db: Connection) -> None:
+def test_killed_relay_sleeps_no_more(database: str, db: Connection) -> None:
     """Its session ends, and with it its sleep."""
-    with mailbox_of(migrated, "orders") as mailbox:
+    with mailbox_of(database, "orders") as mailbox:
         assert mailbox.lie_down(lightly=False)
     query = "select count(*) from pg_stat_activity where application_name like 'pgleader relay%'"
     eventually(lambda: db.execute(query).fetchall() == [(0,)])
@@ -166,10 +158,10 @@ def test_who_is_killed_sleeps_no_more(migrated: str, db: Connection) -> None:
     assert wake_ups(db) == 0
 
 
-def test_a_relay_may_sleep_for_long(migrated: str, db: Connection) -> None:
+def test_relay_may_sleep_for_long(database: str, db: Connection) -> None:
     """Whatever the role's default for idle sessions is."""
     db.execute(f'alter database "{db.info.dbname}" set idle_session_timeout = 100'.encode())
-    with mailbox_of(migrated, "orders") as mailbox, psycopg.connect(migrated, autocommit=True) as idle:
+    with mailbox_of(database, "orders") as mailbox, psycopg.connect(database, autocommit=True) as idle:
         assert mailbox.lie_down(lightly=False)
         # What an idle session without our setting comes to, at the latest by then.
         query = "select from pg_stat_activity where pid = %s"
@@ -179,18 +171,18 @@ def test_a_relay_may_sleep_for_long(migrated: str, db: Connection) -> None:
 
 
 @pytest.mark.parametrize("held", [0, 1])
-def test_nobody_waits_for_a_lock(held: int, migrated: str, db: Connection) -> None:
+def test_sender_and_relay_wait_for_no_lock(held: int, database: str, db: Connection) -> None:
     """Not even if somebody else should hold one of ours: then the wake-up is sent, and the relay looks often."""
-    with mailbox_of(migrated, "orders") as mailbox, psycopg.connect(migrated, autocommit=True) as stranger:
+    with mailbox_of(database, "orders") as mailbox, psycopg.connect(database, autocommit=True) as stranger:
         stranger.execute("select pg_advisory_lock(1885826128, %s)", [held])
         db.execute(NOTIFY, ["orders"])
         assert wake_ups(db) == 1
         assert not mailbox.lie_down(lightly=True)
 
 
-def test_who_was_superseded_sees_nothing(migrated: str, db: Connection) -> None:
+def test_superseded_relay_sees_nothing(database: str, db: Connection) -> None:
     """As it may dispatch nothing."""
-    with mailbox_of(migrated, "orders") as mailbox:
+    with mailbox_of(database, "orders") as mailbox:
         db.execute(NOTIFY, ["orders"])
         assert mailbox.is_any_waiting()
         db.execute("update pgleader.elections set term = term + 1")
@@ -198,14 +190,14 @@ def test_who_was_superseded_sees_nothing(migrated: str, db: Connection) -> None:
         assert mailbox.waiting() == ([], False)
 
 
-def test_one_lock_for_a_transaction_however_many_it_sends(migrated: str) -> None:
+def test_transaction_takes_one_lock_however_many_it_sends(database: str) -> None:
     """Locks are few in a server."""
-    with psycopg.connect(migrated) as sender:
+    with psycopg.connect(database) as sender:
         sender.execute("select pgleader.notify('channel ' || g, '1') from generate_series(1, 1000) g")
         assert sender.execute(HELD, [sender.info.backend_pid]).fetchall() == [(1,)]
 
 
-def test_what_sleeping_depends_on_cannot_be_shadowed(migrated: str, db: Connection) -> None:
+def test_functions_on_the_search_path_cannot_hide_a_sleeper(database: str, db: Connection) -> None:
     """By functions or operators on the sender's search path."""
     db.execute("create schema mine")
     db.execute("create function mine.pg_try_advisory_lock(int, int) returns bool return true")
@@ -213,7 +205,7 @@ def test_what_sleeping_depends_on_cannot_be_shadowed(migrated: str, db: Connecti
     db.execute("create function mine.same(text, text) returns bool return true")
     db.execute("create operator mine.= (leftarg = text, rightarg = text, function = mine.same)")
     db.execute("set search_path = mine, pg_catalog")
-    with mailbox_of(migrated, "orders") as mailbox:
+    with mailbox_of(database, "orders") as mailbox:
         assert mailbox.lie_down(lightly=False)
         db.execute(NOTIFY, ["orders"])
         assert is_woken(mailbox)
@@ -231,7 +223,7 @@ def two_phase(server: EmbeddedPostgres) -> Iterator[tuple[Mailbox, Connection]]:
         yield mailbox, sender
 
 
-def test_a_prepared_transaction_is_on_the_way(own_postgres: EmbeddedPostgres) -> None:
+def test_relay_waits_for_prepared_transactions(own_postgres: EmbeddedPostgres) -> None:
     """It is in nobody's hands, and may be committed by anybody, at any time."""
     with two_phase(own_postgres) as (mailbox, sender):
         sender.execute("begin")
@@ -243,7 +235,7 @@ def test_a_prepared_transaction_is_on_the_way(own_postgres: EmbeddedPostgres) ->
         assert mailbox.is_any_waiting()
 
 
-def test_one_that_is_to_be_prepared_wakes_nobody(own_postgres: EmbeddedPostgres) -> None:
+def test_prepared_transaction_without_wake_ups_wakes_no_relay(own_postgres: EmbeddedPostgres) -> None:
     """Postgres refuses to prepare a transaction that has sent a NOTIFY."""
     with two_phase(own_postgres) as (mailbox, sender):
         assert mailbox.lie_down(lightly=False)
@@ -256,14 +248,15 @@ def test_one_that_is_to_be_prepared_wakes_nobody(own_postgres: EmbeddedPostgres)
         assert not is_woken(mailbox, 0)
 
 
+@pytest.mark.parametrize("strikes", [40, pytest.param(400, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
-def test_no_lock_is_left_by_whoever_is_cancelled(how: str, migrated: str, db: Connection) -> None:
+def test_cancelled_sender_leaves_no_lock(how: str, strikes: int, database: str, db: Connection) -> None:
     """At whatever point: a session is given back to its pool afterwards, and may live for days."""
     statement = "do $$ begin for i in 1..10000 loop perform pgleader.notify('orders', '1'); end loop; end $$"
     chance = random.Random(1)
     struck = 0
-    sender = psycopg.connect(migrated, autocommit=True)
-    for _ in range(200):
+    sender = psycopg.connect(database, autocommit=True)
+    while struck < strikes:
         pid = sender.info.backend_pid
         strike = threading.Timer(chance.uniform(0, 0.03), db.execute, [f"select {how}(%s)", [pid]])
         strike.start()
@@ -273,17 +266,16 @@ def test_no_lock_is_left_by_whoever_is_cancelled(how: str, migrated: str, db: Co
             struck += 1
         strike.join()
         if sender.broken:
-            sender = psycopg.connect(migrated, autocommit=True)
+            sender = psycopg.connect(database, autocommit=True)
         eventually(lambda pid=pid: db.execute(HELD, [pid]).fetchall() == [(0,)])  # type: ignore[misc]  # of this round
     sender.close()
-    assert struck > 100
 
 
 # With a relay
 
 
 @pytest.fixture
-def relayed(migrated: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], object]]:
+def relayed(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], object]]:
     """Have notifications relayed by one that looks again in an hour only; give what waits until none waits."""
     monkeypatch.setattr(relay_module, "POLL", 3_600.0)
     app = Celery("shop", broker="memory://", set_as_current=False)
@@ -292,7 +284,7 @@ def relayed(migrated: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     def on_order(order: object) -> None:
         """Handle an order."""
 
-    config = Config(database_url=migrated, election="shop")
+    config = Config(database_url=database, election="shop")
     term = begin_term(config)
     leadership = Leadership()
     leadership.gain(term, float("inf"), "elected")
@@ -300,7 +292,7 @@ def relayed(migrated: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     relay = Relay(app, config, leadership, {"orders": (Route("shop.on_order"),)})
     thread = threading.Thread(target=relay.run, args=[term, ended], daemon=True)
     thread.start()
-    with psycopg.connect(migrated, autocommit=True) as connection:
+    with psycopg.connect(database, autocommit=True) as connection:
         query = "select count(*) from pgleader.notifications"
         yield lambda: eventually(lambda: connection.execute(query).fetchall() == [(0,)])
         assert connection.execute("select count(*) from pgleader.dead_letters").fetchall() == [(0,)]
@@ -341,10 +333,11 @@ class Sender(threading.Thread):
         threading.Event().wait(self._chance.uniform(0, longest))
 
 
-def test_nothing_is_overlooked(migrated: str, relayed: Callable[[], None]) -> None:
+@pytest.mark.parametrize("rounds", [30, pytest.param(300, marks=pytest.mark.long)])
+def test_sleeping_relay_overlooks_nothing(database: str, relayed: Callable[[], None], rounds: int) -> None:
     """By a relay that sleeps in between: many senders at once, and then none that could wake it for another's sake."""
-    for seed in range(100):
-        senders = [Sender(migrated, 10 * seed + number) for number in range(seed % 6 + 1)]
+    for seed in range(rounds):
+        senders = [Sender(database, 10 * seed + number) for number in range(seed % 6 + 1)]
         for sender in senders:
             sender.start()
         for sender in senders:

@@ -14,36 +14,27 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 
 from celery_pgleader import ConfigurationError
-from celery_pgleader.cli import database
+from celery_pgleader.cli import database as asking
 from celery_pgleader.cli.plugin import pgleader
 from celery_pgleader.notifications import watches
 from celery_pgleader.notifications.watches import Watch
-from celery_pgleader.postgres import open_session
-from celery_pgleader.store import Schema, schema
+from celery_pgleader.store import schema
 
 Connection = psycopg.Connection[Any]
 
 
 @pytest.fixture
-def migrated(database: str) -> str:
-    """Give a database with the schema."""
-    with open_session(database, "test", unresponsive_after=5) as session:
-        Schema(session).migrate()
-    return database
-
-
-@pytest.fixture
-def db(migrated: str) -> Iterator[Connection]:
-    """Give a connection to it."""
-    with psycopg.connect(migrated, autocommit=True) as connection:
+def db(database: str) -> Iterator[Connection]:
+    """Give a connection to the database."""
+    with psycopg.connect(database, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
-def celery(migrated: str) -> Callable[..., Result]:
+def celery(database: str) -> Callable[..., Result]:
     """Run `celery pgleader ...`."""
 
-    def run(*words: str, url: str = migrated) -> Result:
+    def run(*words: str, url: str = database) -> Result:
         app = Celery("shop", set_as_current=False)
         app.conf.update(pgleader_database_url=url)
         return CliRunner().invoke(pgleader, list(words), obj=SimpleNamespace(app=app))
@@ -71,7 +62,7 @@ def payloads(db: Connection) -> list[dict[str, Any]]:
 ORDERS = "create table orders (id int primary key, item text, total numeric)"
 
 
-def test_each_change_of_a_row(db: Connection) -> None:
+def test_each_change_of_a_row_is_sent(db: Connection) -> None:
     """With operation, table, key, new and old values; in order within the row."""
     db.execute(ORDERS)
     start(db, "orders")
@@ -90,7 +81,7 @@ def test_each_change_of_a_row(db: Connection) -> None:
     assert [key for *_, key, _ in sent] == [f'public.orders {{"id": {number}}}' for number in (1, 3, 3)]
 
 
-def test_what_is_rolled_back_was_not_sent(db: Connection) -> None:
+def test_rolled_back_change_is_not_sent(db: Connection) -> None:
     """As with any durable notification."""
     db.execute(ORDERS)
     start(db, "orders")
@@ -99,7 +90,7 @@ def test_what_is_rolled_back_was_not_sent(db: Connection) -> None:
     assert taken(db) == []
 
 
-def test_one_for_each_statement(db: Connection) -> None:
+def test_one_notification_is_sent_for_each_statement(db: Connection) -> None:
     """With all its rows, or none if it has changed none."""
     db.execute(ORDERS)
     start(db, "orders", per="statement")
@@ -130,7 +121,7 @@ AWKWARD = ["Order", "it's", 'a "quoted" one', "50 %", "%s", "{0}", "$watch$", "Ã
 
 @pytest.mark.parametrize("per", ["row", "statement"])
 @pytest.mark.parametrize("name", AWKWARD)
-def test_any_names(name: str, per: str, db: Connection) -> None:
+def test_any_names_can_be_watched(name: str, per: str, db: Connection) -> None:
     """Of schemas, tables, columns and channels."""
     identifier = sql.Identifier(name)
     table = sql.Identifier(f"{name} schema", f"{name} table")
@@ -152,7 +143,7 @@ def test_any_names(name: str, per: str, db: Connection) -> None:
     assert taken(db) == []
 
 
-def test_long_names(db: Connection) -> None:
+def test_long_names_can_be_watched(db: Connection) -> None:
     """Two channels that are alike up to their last letter, on a table whose name is as long as can be."""
     table = "t" * 63
     db.execute(sql.SQL("create table {} (id int primary key)").format(sql.Identifier(table)))
@@ -163,7 +154,7 @@ def test_long_names(db: Connection) -> None:
     assert [channel for _, channel, _, _ in taken(db)] == channels
 
 
-def test_only_some_columns(db: Connection) -> None:
+def test_chosen_columns_are_sent(db: Connection) -> None:
     """Are sent, and their change alone is an update; also of types that cannot be compared."""
     db.execute("create table orders (id int primary key, item text, details json, place point, secret text)")
     start(db, "orders", columns=("item", "details", "place"))
@@ -179,7 +170,7 @@ def test_only_some_columns(db: Connection) -> None:
     assert [payload["old"]["item"] for payload in updated] == ["tea", None, None]
 
 
-def test_only_some_rows(db: Connection) -> None:
+def test_chosen_rows_are_sent(db: Connection) -> None:
     """By a condition, which may well hold a percent sign or braces."""
     db.execute(ORDERS)
     start(db, "orders", when="new.item like '%{tea}%' and old.total is distinct from new.total", operations=("update",))
@@ -189,7 +180,7 @@ def test_only_some_rows(db: Connection) -> None:
     assert [payload["key"] for payload in payloads(db)] == [{"id": 1}]
 
 
-def test_more_than_a_hundred_columns(db: Connection) -> None:
+def test_more_than_a_hundred_columns_are_sent(db: Connection) -> None:
     """More than a function takes arguments."""
     columns = ", ".join(f"c{number} int default {number}" for number in range(250))
     db.execute(f"create table wide (id int primary key, {columns})".encode())
@@ -199,7 +190,7 @@ def test_more_than_a_hundred_columns(db: Connection) -> None:
     assert payload["new"] == {"id": 1, **{f"c{number}": number for number in range(250)}}
 
 
-def test_every_value_comes_through(db: Connection) -> None:
+def test_values_of_all_types_are_sent(db: Connection) -> None:
     """Of types of all kinds."""
     db.execute("create type mood as enum ('happy')")
     db.execute(
@@ -220,7 +211,7 @@ def test_every_value_comes_through(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("per", ["row", "statement"])
-def test_a_partitioned_table(per: str, db: Connection) -> None:
+def test_partitioned_table_can_be_watched(per: str, db: Connection) -> None:
     """Also in partitions that are added later."""
     db.execute("create table orders (id int primary key, item text) partition by range (id)")
     db.execute("create table low partition of orders for values from (0) to (10)")
@@ -254,7 +245,7 @@ def test_a_partitioned_table(per: str, db: Connection) -> None:
         ("files", {"channel": "x" * 64}, "at most 63 bytes"),
     ],
 )
-def test_what_cannot_be_watched(table: str, options: dict[str, Any], reason: str, db: Connection) -> None:
+def test_unsuitable_watch_is_refused(table: str, options: dict[str, Any], reason: str, db: Connection) -> None:
     """Has a clear line."""
     db.execute("create table keyless (id int unique)")
     db.execute("create table files (id int primary key, name text, content bytea)")
@@ -266,7 +257,7 @@ def test_what_cannot_be_watched(table: str, options: dict[str, Any], reason: str
     start(db, "files", columns=("id", "name"))
 
 
-def test_watched_once(db: Connection) -> None:
+def test_table_is_watched_once_for_each_channel(db: Connection) -> None:
     """For each channel: a second watch would leave some of the first one behind."""
     db.execute(ORDERS)
     start(db, "orders")
@@ -283,7 +274,7 @@ def test_watched_once(db: Connection) -> None:
         watches.unwatch_script(db, "orders", "neither")
 
 
-def test_who_writes_needs_no_rights(db: Connection, postgres: Any) -> None:
+def test_writer_needs_no_rights_on_the_schema(db: Connection, postgres: Any) -> None:
     """On the schema; and cannot have the trigger's function run something else."""
     db.execute(ORDERS)
     start(db, "orders")
@@ -317,7 +308,7 @@ def test_who_writes_needs_no_rights(db: Connection, postgres: Any) -> None:
 # The commands
 
 
-def test_watch_and_unwatch(celery: Callable[..., Result], db: Connection) -> None:
+def test_commands_watch_and_unwatch(celery: Callable[..., Result], db: Connection) -> None:
     """What `--sql` prints is what is run."""
     db.execute(ORDERS)
     options = ["orders", "--channel", "o'c", "--on", "insert, delete", "--columns", "id,item", "--when", "true"]
@@ -367,7 +358,7 @@ def bury(db: Connection, channel: str, payload: str, number: int) -> None:
     )
 
 
-def test_notifications(celery: Callable[..., Result], db: Connection) -> None:
+def test_commands_list_retry_and_drop_notifications(celery: Callable[..., Result], db: Connection) -> None:
     """Listed, sent again, thrown away."""
     assert celery("notifications", "list").stdout == "nothing waits, and there are no dead letters\n"
     db.execute("select pgleader.notify('orders', '1') from generate_series(1, 3)")
@@ -403,7 +394,7 @@ def test_retry_wakes_the_leader(celery: Callable[..., Result], db: Connection) -
     assert len(list(db.notifies(timeout=30, stop_after=1))) == 1
 
 
-def test_notify(celery: Callable[..., Result], db: Connection) -> None:
+def test_command_notify_sends(celery: Callable[..., Result], db: Connection) -> None:
     """Durable by default; raw if it is asked for."""
     db.execute("listen orders")
     sent = celery("notify", "orders", '{"note": "it\'s %s"}', "--key", "k")
@@ -427,7 +418,9 @@ def test_notify(celery: Callable[..., Result], db: Connection) -> None:
         (["orders", json.dumps("x" * 8_000), "--raw"], "Postgres takes at most 7999"),
     ],
 )
-def test_what_cannot_be_sent(words: list[str], reason: str, celery: Callable[..., Result], db: Connection) -> None:
+def test_command_notify_refuses_an_unsuitable_payload(
+    words: list[str], reason: str, celery: Callable[..., Result], db: Connection
+) -> None:
     """Has a clear line, and exit code 1."""
     result = celery("notify", *words)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -440,18 +433,18 @@ COMMANDS = [["notify", "c", "1"], ["notifications", "list"], ["notifications", "
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_a_database_that_is_away(words: list[str], celery: Callable[..., Result]) -> None:
-    """Exit code 69."""
+def test_absent_database_is_exit_code_69(words: list[str], celery: Callable[..., Result]) -> None:
+    """And a line that says where it has looked."""
     result = celery(*words, url="postgresql://127.0.0.1:1/x")
     assert (result.exit_code, result.stdout) == (69, "")
     assert "cannot ask x on 127.0.0.1" in result.stderr
 
 
-def test_a_database_that_does_not_answer(
+def test_unanswering_database_is_exit_code_69(
     celery: Callable[..., Result], db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Is given up, and is as one that is away."""
-    monkeypatch.setattr(database, "PATIENCE", 0.3)
+    monkeypatch.setattr(asking, "PATIENCE", 0.3)
     with db.transaction():
         db.execute("lock table pgleader.elections")
         result = celery("status")
@@ -459,7 +452,7 @@ def test_a_database_that_does_not_answer(
     assert "the server did not answer in time" in result.stderr
 
 
-def test_a_role_without_rights(celery: Callable[..., Result], db: Connection, postgres: Any) -> None:
+def test_role_without_rights_is_exit_code_77(celery: Callable[..., Result], db: Connection, postgres: Any) -> None:
     """Exit code 77; the rights that `migrate --role` grants are enough."""
     db.execute(ORDERS)
     name = db.info.dbname + "_role"

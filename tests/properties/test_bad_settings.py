@@ -62,8 +62,8 @@ def assert_hidden(secret: str, message: str) -> None:
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Config)])
 @fuzzed
 @given(value=values)
-def test_a_setting(field: str, value: Any) -> None:
-    """Refused with its name, on its own or together with another."""
+def test_any_setting_is_accepted_or_refused_by_name(field: str, value: Any) -> None:
+    """Also where it is refused together with another."""
     try:
         config = Config(**{"database_url": URL, field: value})
     except ConfigurationError as error:
@@ -83,7 +83,7 @@ def test_a_setting(field: str, value: Any) -> None:
         max_size=4,
     )
 )
-def test_settings_of_an_app(given: dict[str, Any]) -> None:
+def test_any_settings_of_an_app_are_accepted_or_refused_clearly(given: dict[str, Any]) -> None:
     """Also those that there are not."""
     app = type("App", (), {"main": "shop", "conf": {PREFIX + name: value for name, value in given.items()}})
     try:
@@ -94,8 +94,8 @@ def test_settings_of_an_app(given: dict[str, Any]) -> None:
 
 @fuzzed
 @given(password=st.text("aZ9@/:?#%[]&=,; '\\é", min_size=1, max_size=12))
-def test_a_password_in_a_url_that_should_have_been_escaped(password: str) -> None:
-    """Is read as a password, or the URL is refused: no part of it is ever taken for something that is shown."""
+def test_unescaped_password_in_a_url_is_not_shown(password: str) -> None:
+    """It is read as a password, or the URL is refused: no part of it is ever taken for something that is shown."""
     try:
         config = Config(database_url=f"postgresql://shop:{password}@db/shop")
     except ConfigurationError as error:

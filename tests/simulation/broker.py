@@ -1,92 +1,74 @@
-"""The simulated broker: it takes messages, and may fail to before or after; it delivers at least once."""
+"""The simulated broker: it takes messages, or fails before or after it has; it delivers at least once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from celery_pgleader.notifications.courier import BrokerAway, Courier, Cut
-from tests.simulation.world import TIME_UP, Process, World, running, sleep
+from tests.simulation.world import TIME_UP, Line, Process, World, running
+
+if TYPE_CHECKING:
+    from tests.simulation.checks import Checks
 
 # Seconds after which a connection to which nobody answers is given up.
 PATIENCE = 3.0
+# As many messages as Celery takes ahead of what runs.
+PREFETCH = 4
 
 
-@dataclass(frozen=True)
-class Message:
-    """A message.
+class Message(NamedTuple):
+    """What is looked at of a message."""
 
-    Attributes:
-        queue: where it went.
-        task: name of the task.
-        task_id: its id.
-        headers: its headers.
-        args: its arguments.
-
-    """
-
-    queue: str
-    task: str
     task_id: str
     headers: dict[str, Any]
-    args: tuple[Any, ...]
 
 
 class Broker:
-    """What it has taken, in order."""
+    """The broker."""
+
+    checks: Checks
 
     def __init__(self, world: World) -> None:
-        """Begin empty."""
+        """Begin without connections."""
         self.world = world
         self.away_until = 0.0
-        self.taken: list[tuple[float, Message]] = []
         self.connections: list[Connection] = []
-        # Called with each message that is taken.
-        self.on_message: Callable[[Message], object] = lambda _message: None
 
     @property
     def up(self) -> bool:
-        """Whether it is there."""
         return self.world.now >= self.away_until
-
-    def take(self, messages: list[Message]) -> None:
-        """Take messages."""
-        for message in messages:
-            self.taken.append((self.world.now, message))
-            self.on_message(message)
 
     def give_up(self, process: Process) -> None:
         """Let go of the connections of a process that is not heard of."""
-        for connection in list(self.connections):
-            if connection.process is process:
-                connection.lose()
+        for connection in [connection for connection in self.connections if connection.process is process]:
+            connection.lose()
 
     def go_away(self, seconds: float) -> None:
-        """Be away for a while."""
         self.world.tell("broker", f"is away for {seconds:.3f} s")
         self.away_until = self.world.now + seconds
         for connection in list(self.connections):
             connection.lose()
 
 
-class Connection:
-    """A connection of a process with the broker; stands for kombu's."""
+class Connection(Line):
+    """A connection of a process with the broker; stands for kombu's, a producer, and its channel."""
 
     connection_errors = (OSError,)
     channel_errors = ()
+    # In one batch, all or nothing is taken.
+    transport = SimpleNamespace(driver_type="simulated")
 
     def __init__(self, broker: Broker, process: Process) -> None:
         """Prepare."""
+        super().__init__(process, "broker")
         self.broker = broker
-        self.process = process
-        self.transport = SimpleNamespace(driver_type="amqp")
-        self.transport_options: dict[str, Any] = {}
+        self.channel = self
+        # What is published in a batch, and not sent yet.
+        self.load: list[Message] | None = None
         self.lost = False
-        self._said = self._heard = 0.0
-        # Called when it is.
         self.on_lost: Callable[[], object] = lambda: None
         self._wake: Callable[..., None] = lambda _value=None: None
 
@@ -95,64 +77,46 @@ class Connection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Disconnect."""
-        self.release()
+        """Lose the connection."""
+        self.lose()
 
     def ensure_connection(self, **_: Any) -> None:
-        """Connect."""
-        process, world = self.process, self.process.world
-        process.step("BROKER")
-        arrives = process.reaches("broker")
-        if arrives > world.now + PATIENCE:
-            sleep(PATIENCE)
-            raise TimeoutError("the broker does not answer")
-        sleep(arrives - world.now)
+        self.dial("BROKER", PATIENCE, TimeoutError("the broker does not answer"))
         if not self.broker.up:
             raise ConnectionRefusedError("the broker is away")
         self.broker.connections.append(self)
-        process.sessions.append(self)
-
-    def release(self) -> None:
-        """Disconnect."""
-        self.lose()
+        self.process.sessions.append(self)
 
     def lose(self) -> None:
-        """Be cut off."""
-        if not self.lost:
+        if self in self.broker.connections:
             self.lost = True
-            if self in self.broker.connections:
-                self.broker.connections.remove(self)
-                if not self.process.dead:
-                    self.process.sessions.remove(self)
+            self.broker.connections.remove(self)
+            if not self.process.dead:
+                self.process.sessions.remove(self)
             self._wake(ConnectionResetError("the broker is gone"))
-            self.to_broker(self.on_lost)
+            self.to_peer(self.on_lost)
 
-    # As of all sockets of a process, when it dies and when the network is reset.
-    vanish = reset = lose
+    # As kombu calls it, and as happens to all sockets of a process when it dies and when the network is reset.
+    release = vanish = reset = lose
 
     def poke(self) -> None:
-        """Have nobody look again."""
+        pass
 
-    def to_broker(self, call: Callable[..., object], *args: Any) -> None:
-        """Send something; it comes after what was sent before."""
-        self._said = max(self._said, self.process.reaches("broker"))
-        self.process.world.at(self._said, call, *args)
-
-    def from_broker(self, call: Callable[..., object], *args: Any) -> None:
-        """Send something the other way."""
-        self._heard = max(self._heard, self.process.reaches("broker"))
-        self.process.world.at(self._heard, call, *args)
+    def publish(self, message: Message) -> None:
+        if self.load is None:
+            self.send([message])
+        else:
+            self.load.append(message)
 
     def send(self, messages: list[Message]) -> None:
         """Send messages, and wait until the broker has taken them."""
-        process, world = self.process, self.process.world
-        process.step("PUBLISH")
+        self.process.step("PUBLISH")
         if self.lost:
             raise ConnectionResetError("the broker is gone")
-        self.to_broker(self._arrive, messages)
+        self.to_peer(self._arrive, messages)
         thread = running()
         self._wake = thread.waker()
-        answer = thread.park(world.now + PATIENCE)
+        answer = thread.park(self.world.now + PATIENCE)
         self._wake = lambda _value=None: None
         if answer is TIME_UP:
             self.lose()
@@ -163,63 +127,100 @@ class Connection:
     def _arrive(self, messages: list[Message]) -> None:
         # What is on its way arrives, even if who has sent it has died.
         if self.broker.up and (self in self.broker.connections or self.process.dead):
-            self.broker.take(messages)
+            for message in messages:
+                self.broker.checks.on_message(message)
             self.process.trapped("PUBLISH", "answer")
             if not self.lost:
-                self.from_broker(self._confirm)
-
-    def _confirm(self) -> None:
-        self._wake(None)
+                self.from_peer(lambda: self._wake(None))
 
 
-class SimCourier(Courier):
-    """Takes the place of the relay's courier."""
+class Load:
+    """Takes the place of what the relay's courier loads a batch on."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, connection: Connection) -> None:
         """Prepare."""
-        self._app = app
-        self._connection: Connection | None = None
-        self.may_take_some = False
-        self._messages: list[Message] = []
-
-    @contextmanager
-    def batch(self) -> Iterator[Any]:
-        """Give what messages are put on; at the end, send them."""
-        self._messages = []
-        try:
-            if self._connection is None:
-                self._connect()
-            yield self._messages
-            assert self._connection is not None
-            if self._messages:
-                self._connection.send(self._messages)
-        except TimeoutError as error:
-            self.close()
-            raise BrokerAway(repr(error)) from error
-        except OSError as error:
-            self.close()
-            raise Cut(repr(error)) from error
-
-    def reachable(self) -> bool:
-        """Tell whether the broker can be connected to."""
-        try:
-            if self._connection is None:
-                self._connect()
-        except OSError:
-            return False
-        return True
-
-    def is_of_connection(self, error: BaseException) -> bool:
-        """Tell whether an error says something of the connection."""
-        return isinstance(error, OSError)
-
-    def close(self) -> None:
-        """Disconnect."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.release()
-
-    def _connect(self) -> None:
-        connection = self._app.connection_for_write()
-        connection.ensure_connection()
         self._connection = connection
+
+    def __enter__(self) -> None:
+        """Begin to load."""
+        self._connection.load = []
+
+    def __exit__(self, error: object, *_: object) -> None:
+        """Send, unless something went wrong."""
+        load, self._connection.load = self._connection.load, None
+        if load and error is None:
+            self._connection.send(load)
+
+
+Receive: TypeAlias = "Callable[[Delivery], object]"
+
+
+@dataclass(eq=False)
+class Delivery:
+    """A message as the broker gives it to a consumer; stands for kombu's."""
+
+    key: int
+    queue: Queue
+    connection: Connection
+    delivery_info: dict[str, str]
+
+    def ack(self) -> None:
+        self._tell(self.queue.acknowledge)
+
+    def reject(self, *, requeue: bool) -> None:
+        self._tell(self.queue.give_back if requeue else self.queue.acknowledge)
+
+    def reject_log_error(self, _logger: object, _errors: object, *, requeue: bool) -> None:
+        self.reject(requeue=requeue)
+
+    def _tell(self, call: Callable[[Delivery], object]) -> None:
+        if not self.connection.lost:
+            self.connection.to_peer(call, self)
+
+
+class Queue:
+    """A queue of the broker: each message is given to a consumer, and to another if that one is gone."""
+
+    def __init__(self, name: str) -> None:
+        """Begin empty."""
+        self.name = name
+        self.waiting: deque[int] = deque()
+        self.given: dict[int, Delivery] = {}
+        self._consumers: dict[Connection, Receive] = {}
+
+    def put(self, key: int) -> None:
+        self.waiting.append(key)
+        self._deliver()
+
+    def subscribe(self, connection: Connection, receive: Receive) -> None:
+        self._consumers[connection] = receive
+        self._deliver()
+
+    def unsubscribe(self, connection: Connection) -> None:
+        self._consumers.pop(connection, None)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        if self.given.get(delivery.key) is delivery:
+            del self.given[delivery.key]
+            self._deliver()
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Have a message again, in front of the others."""
+        if self.given.get(delivery.key) is delivery:
+            self.waiting.appendleft(delivery.key)
+            self.acknowledge(delivery)
+
+    def lost(self, connection: Connection) -> None:
+        """Have again what a connection has taken with it."""
+        self.unsubscribe(connection)
+        for delivery in [delivery for delivery in self.given.values() if delivery.connection is connection]:
+            self.give_back(delivery)
+
+    def _deliver(self) -> None:
+        for connection, receive in self._consumers.items():
+            taken = sum(delivery.connection is connection for delivery in self.given.values())
+            while self.waiting and taken < PREFETCH:
+                taken += 1
+                delivery = Delivery(self.waiting.popleft(), self, connection, {"routing_key": self.name})
+                self.given[delivery.key] = delivery
+                connection.from_peer(receive, delivery)

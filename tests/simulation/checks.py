@@ -33,23 +33,20 @@ class Checks:
         # Ids of messages that the broker has taken, by what they were sent for.
         self._slots: dict[tuple[str, datetime], set[str]] = defaultdict(set)
         self._notifications: dict[int, str] = {}
-        # When each notification was committed.
+        # When each notification was committed, and its key, and when it was sent.
         self._committed: dict[int, datetime] = {}
         self._keys: dict[int, tuple[str | None, datetime]] = {}
         # Leader-only runs that go on, and tasks of which one has ended.
         self._runs: list[Run] = []
         self._done: set[int] = set()
         scene.server.database.committing = self._on_commit
-        scene.broker.on_message = self._on_message
-        for node in scene.nodes:
-            node.trusts = self._on_trust
+        scene.broker.checks = self
 
     def is_at_rest(self) -> bool:
         """Tell whether, after the last fault, somebody leads and everything is done that is due."""
         return self._scene.leader is not None and not self.what_is_left()
 
     def what_is_left(self) -> str:
-        """Return what is due and not done."""
         claimed = [key for key, row in self._tables["slots"].items() if row["state"] == "claimed"]
         undone = set(range(len(self._scene.history.works))) - self._done
         if claimed:
@@ -66,7 +63,7 @@ class Checks:
             row = self._tables["entries"].get(("shop", name))
             if row is None:
                 return f"is not in the ledger: {name}"
-            if leader is None or leader.process is None:
+            if leader is None:
                 return "nobody leads"
             now = BEGINNING + timedelta(seconds=self._world.now + leader.process.wall)
             if (row["last_slot"] or row["since"]) < now - timedelta(seconds=2 * period + 0.5):
@@ -98,7 +95,8 @@ class Checks:
 
     # While it goes on.
 
-    def _on_trust(self, node: Node) -> None:
+    def on_trust(self, node: Node) -> None:
+        """Look at the other nodes, when one may have begun to trust that it leads."""
         mine = node.trusted_term
         if mine is None:
             return
@@ -109,14 +107,11 @@ class Checks:
 
     def _has_not_heard(self, node: Node) -> bool:
         """Tell whether a leader's session was ended from outside, and it cannot know of that yet."""
-        assert node.process is not None
         term = node.process.asked(lambda: node.participant.leadership.term)
         client = self._scene.server.clients[term.backend_pid]
-        assert client.backend is not None
         return client.backend.taken_away and client.is_quiet(asked=True)
 
     def on_run(self, run: Run) -> None:
-        """Look at a leader-only run that begins."""
         self._world.tell(run.process, f"runs {run.key} in term {run.term}")
         latest = self._tables["elections"]["shop"]["term"]
         if run.term > latest:
@@ -128,7 +123,6 @@ class Checks:
         self._runs.append(run)
 
     def on_end(self, run: Run) -> None:
-        """Note that a run has ended."""
         self._runs.remove(run)
         self._done.add(run.key)
 
@@ -168,7 +162,7 @@ class Checks:
         elif key not in self._notifications and ("dead_letters", key) not in transaction.written:
             self._world.violated(f"notification {key} is gone, and was not dispatched")
 
-    def _on_message(self, message: Message) -> None:
+    def on_message(self, message: Message) -> None:
         if HEADER in message.headers:
             slot = message.headers[HEADER]
             self._on_slot_message(slot["entry"], datetime.fromisoformat(slot["at"]), message.task_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -19,31 +19,19 @@ BEFORE = ("kill", "hang", "pause", "reset", "cut")
 WITHIN = ("slow", "slow", "slow", "terminate", "crash", "kill")
 ANSWER = ("kill", "hang", "pause", "reset", "cut", "lag", "fade", "crash")
 STAGES = {"before": BEFORE, "within": WITHIN, "commit": WITHIN, "answer": ANSWER}
-ELECTION = ("CONNECT", "take_place", "await_lock", "mint", "mint", "renew", "renew", "renew", "release")
+ELECTION = ("CONNECT", "take_place", "await_lock", "mint_term", "mint_term", "renew", "renew", "renew", "release")
 BEAT = ("claim", "settle", "claimed", "entries", "register", "PUBLISH", "BROKER")
 WORK = ("RUN", "try_turn", "sign_of_life", "BROKER")
 RELAY = ("waiting", "newest", "dispatched", "PUBLISH", "BROKER")
 # In which something is written, so that it can be held up in the middle, and before its commit.
-WRITES = {"mint", "release", "claim", "settle", "register", "dispatched"}
+WRITES = {"mint_term", "release", "claim", "settle", "register", "dispatched"}
 # Between hearing of something and acting upon it.
 HEARD = 0.01
 # After which nobody knows what a process still does.
 DISTURBING = {"kill", "hang", "pause", "cut", "fade", "reset", "lag"}
 ANY_TIME = (
-    *("hold", "cordon", "hand over"),
-    "kill",
-    "hang",
-    "pause",
-    "fade",
-    "terminate",
-    "cut",
-    "reset",
-    "lag",
-    "crash",
-    "away",
-    "resign",
-    "leave",
-    "step",
+    *("hold", "cordon", "hand over", "kill", "hang", "pause", "fade", "terminate", "cut", "reset", "lag", "crash"),
+    *("away", "resign", "leave", "step"),
 )
 
 
@@ -106,146 +94,112 @@ def _draw(random: Random, at: float, node: int, until: float, operations: Sequen
 def arrange(scene: Scene, fault: Fault) -> None:
     """Have a fault happen when its time comes."""
     if not fault.operation:
-        scene.world.at(fault.at, lambda: happen(scene, fault, scene.node(fault.node)))
+        scene.world.at(fault.at, lambda: _happen(scene, fault, scene.node(fault.node)))
         return
 
     def trap(process: Process, operation: str, stage: str) -> float | None:
         if (operation, stage) != (fault.operation, fault.stage):
             return None
-        node = next((node for node in scene.nodes if node.process is process), None)
-        return happen(scene, fault, node) if node is not None else None
+        node = next((node for node in scene.nodes if node.process is process and node.participant is not None), None)
+        return _happen(scene, fault, node) if node is not None else None
 
     scene.world.at(fault.at, scene.world.traps.append, trap)
 
 
-def happen(scene: Scene, fault: Fault, node: Node | None) -> float:
+def _happen(scene: Scene, fault: Fault, node: Node) -> float:
     """Have a fault happen; return for how many seconds the operation is held up that it has hit."""
     left = max(0.0, min(fault.seconds, scene.history.until - scene.world.now))
-    if not left:
-        return 0.0
-    if fault.what == "slow":
+    if fault.what == "slow" or not left:
         return left
-    if fault.what in SERVERS:
-        SERVERS[fault.what](scene, left)
-        for process in scene.world.processes if fault.what == "crash" else ():
+    if fault.what == "away":
+        scene.broker.go_away(left)
+    elif fault.what == "crash":
+        scene.server.crash(left)
+        for process in scene.world.processes:
             # Until it is back, and until each has heard of it.
             process.disturb(max(scene.world.now + left, process.reaches("postgres") + HEARD))
-    elif node is not None and node.is_up:
+    elif node.is_up:
         scene.world.tell(node, f"{fault.what} {fault.operation} {fault.stage}")
-        if fault.what in DISTURBING and node.process is not None:
+        if fault.what in DISTURBING:
             node.process.disturb(scene.world.now + left)
-        NODES[fault.what](scene, node, left, fault.peer)
+        getattr(Blow(scene, node, left, fault.peer), fault.what.replace(" ", "_"))()
     return 0.0
 
 
-def _kill(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    assert node.process is not None
-    node.process.kill()
-    node.world.at(node.world.now + seconds, node.start)
+class Blow:
+    """What faults do to a node: each is the method of its name."""
 
+    def __init__(self, scene: Scene, node: Node, seconds: float, peer: str) -> None:
+        """Prepare."""
+        self._scene = scene
+        self._node = node
+        self._process = node.process
+        self._seconds = seconds
+        self._peer = peer
+        self._until = scene.world.now + seconds
 
-def _hang(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    # As a host that has lost its power: nobody closes its connections. It is replaced by another of that name.
-    process = node.process
-    assert process is not None
-    process.pause(float("inf"))
-    node.process = None
-    node.world.at(node.world.now + seconds, node.start)
-    # When the broker has missed its heartbeats.
-    node.world.at(node.world.now + seconds, scene.broker.give_up, process)
+    def kill(self) -> None:
+        self._process.kill()
+        self._scene.world.at(self._until, self._node.start)
 
+    def hang(self) -> None:
+        # As a host that has lost its power: nobody closes its connections. It is replaced by another of that name.
+        self._process.pause(float("inf"))
+        self._node.forget()
+        self._scene.world.at(self._until, self._node.start)
+        # When the broker has missed its heartbeats.
+        self._scene.world.at(self._until, self._scene.broker.give_up, self._process)
 
-def _pause(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    assert node.process is not None
-    node.process.pause(seconds)
+    def pause(self) -> None:
+        self._process.pause(self._seconds)
 
+    def cut(self) -> None:
+        self._process.cut_until[self._peer] = self._until
 
-def _cut(_scene: Scene, node: Node, seconds: float, peer: str) -> None:
-    assert node.process is not None
-    node.process.cut_until[peer] = node.world.now + seconds
+    def reset(self) -> None:
+        for session in list(self._process.sessions):
+            session.reset()
 
+    def lag(self) -> None:
+        self._process.lag = self._seconds * 0.6
+        self._process.lag_until = self._scene.world.now + self._seconds * 0.4
 
-def _reset(_scene: Scene, node: Node, _seconds: float, _peer: str) -> None:
-    assert node.process is not None
-    for session in list(node.process.sessions):
-        session.reset()
+    def fade(self) -> None:
+        # Slower and slower, then nothing.
+        world, ttl = self._scene.world, self._node.config.ttl
+        self._process.lag, self._process.lag_until = 0.3 * ttl, world.now + ttl
+        # Until what was sent last has arrived.
+        self._process.disturb(self._process.lag_until + self._process.lag)
+        world.at(world.now + ttl * self._seconds % 0.9, self._process.cut_until.__setitem__, "postgres", self._until)
 
+    def terminate(self) -> None:
+        term = self._node.participant.leadership.term
+        if term is not None:
+            self._scene.server.terminate(term.backend_pid)
 
-def _lag(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    process = node.process
-    assert process is not None
-    process.lag, process.lag_until = seconds * 0.6, node.world.now + seconds * 0.4
+    def resign(self) -> None:
+        self._node.resign()
 
+    def leave(self) -> None:
+        self._node.restart(self._until)
 
-def _fade(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    # Slower and slower, then nothing.
-    process, ttl = node.process, node.config.ttl
-    assert process is not None
-    process.lag, process.lag_until = 0.3 * ttl, node.world.now + ttl
-    # Until what was sent last has arrived.
-    process.disturb(process.lag_until + process.lag)
-    node.world.at(
-        node.world.now + ttl * seconds % 0.9, process.cut_until.__setitem__, "postgres", node.world.now + seconds
-    )
+    def step(self) -> None:
+        self._process.wall += self._seconds if self._peer == "postgres" else -self._seconds
 
+    # What operators order, and take back.
 
-def _terminate(scene: Scene, node: Node, _seconds: float, _peer: str) -> None:
-    term = node.participant.leadership.term
-    if term is not None:
-        scene.server.terminate(term.backend_pid)
+    def hold(self) -> None:
+        self._order({"held_at": self._scene.server.clock()}, {"held_at": None})
 
+    def cordon(self) -> None:
+        self._order({"cordoned": (self._node.name,)}, {"cordoned": ()})
 
-def _resign(_scene: Scene, node: Node, _seconds: float, _peer: str) -> None:
-    assert node.process is not None
-    node.process.asked(node.resign)
+    def hand_over(self) -> None:
+        other = self._scene.nodes[self._scene.nodes.index(self._node) - 1]
+        order = {"resign_at": self._scene.server.clock(), "resign_to": other.name, "resign_term": None}
+        self._order(order, dict.fromkeys(order))
 
-
-def _leave(_scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    node.restart(node.world.now + seconds)
-
-
-def _step(_scene: Scene, node: Node, seconds: float, peer: str) -> None:
-    assert node.process is not None
-    node.process.wall += seconds if peer == "postgres" else -seconds
-
-
-def _hold(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    _order(scene, {"held_at": scene.server.clock()}, {"held_at": None}, seconds)
-
-
-def _cordon(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    _order(scene, {"cordoned": (node.name,)}, {"cordoned": ()}, seconds)
-
-
-def _hand_over(scene: Scene, node: Node, seconds: float, _peer: str) -> None:
-    other = scene.nodes[scene.nodes.index(node) - 1]
-    order = {"resign_at": scene.server.clock(), "resign_to": other.name, "resign_term": None}
-    _order(scene, order, dict.fromkeys(order), seconds)
-
-
-def _order(scene: Scene, order: dict[str, Any], undone: dict[str, Any], seconds: float) -> None:
-    scene.server.order("shop", order)
-    scene.undone |= undone
-    scene.world.at(scene.world.now + seconds, scene.server.order, "shop", undone)
-
-
-NODES: dict[str, Callable[[Any, Any, float, str], None]] = {
-    "hold": _hold,
-    "cordon": _cordon,
-    "hand over": _hand_over,
-    "kill": _kill,
-    "hang": _hang,
-    "pause": _pause,
-    "fade": _fade,
-    "cut": _cut,
-    "reset": _reset,
-    "lag": _lag,
-    "terminate": _terminate,
-    "resign": _resign,
-    "leave": _leave,
-    "step": _step,
-}
-SERVERS: dict[str, Callable[[Any, float], None]] = {
-    "crash": lambda scene, seconds: scene.server.crash(seconds),
-    "away": lambda scene, seconds: scene.broker.go_away(seconds),
-}
+    def _order(self, order: dict[str, Any], undone: dict[str, Any]) -> None:
+        self._scene.server.order("shop", order)
+        self._scene.undone |= undone
+        self._scene.world.at(self._until, self._scene.server.order, "shop", undone)

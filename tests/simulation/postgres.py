@@ -6,16 +6,34 @@ between, and returns its rows. What drives it decides how long each of that take
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Hashable
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from functools import partial
+from operator import itemgetter
+from typing import Any, TypeAlias, TypeVar
 
 SHARE, EXCLUSIVE = "share", "exclusive"
-TABLES = ("elections", "terms", "entries", "slots", "finished", "notifications", "dead_letters", "nodes")
 
+T = TypeVar("T")
 Row: TypeAlias = dict[str, Any]
-Steps: TypeAlias = Generator["Request | None", None, list[tuple[Any, ...]]]
+Rows: TypeAlias = list[tuple[Any, ...]]
+Waits: TypeAlias = Generator["Request | None", None, T]
+Steps: TypeAlias = Waits[Rows]
+# As `pg_locks` shows it: classid, objid, objsubid.
+AdvisoryKey: TypeAlias = tuple[int, int, int]
+
+# The tables, and what their rows are told apart by.
+TABLES: dict[str, Callable[[Row], Any]] = {
+    "elections": itemgetter("election"),
+    "terms": itemgetter("election", "term"),
+    "entries": itemgetter("election", "entry"),
+    "slots": itemgetter("election", "entry", "slot"),
+    "finished": itemgetter("task_id"),
+    "notifications": itemgetter("id"),
+    "dead_letters": itemgetter("id"),
+    "nodes": itemgetter("election", "node", "instance"),
+}
 
 
 class LockNotAvailable(Exception):
@@ -26,93 +44,73 @@ class UniqueViolation(Exception):
     """There is such a row already."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """Somebody's wish for a lock.
-
-    Attributes:
-        lock: which.
-        owner: who: a session, or a transaction.
-        mode: whether with others.
-        granted: whether it was granted.
-        on_grant: called when it is.
-        timeout: seconds after which to give up; none is for ever.
-
-    """
+    """A wish for a lock, which is given up after `timeout` seconds, if that is set."""
 
     lock: Lock
-    owner: Hashable
+    owner: Holder
     mode: str
     granted: bool = False
     on_grant: Callable[[], object] | None = None
     timeout: float | None = None
 
     def withdraw(self) -> None:
-        """Want it no more."""
         if not self.granted:
             self.lock.queue.remove(self)
             self.lock.grant()
 
 
-@dataclass
+@dataclass(eq=False)
 class Lock:
-    """A lock, in the order in which it was asked for.
+    """A lock. Its owners of one session never wait for each other.
 
     Attributes:
-        held: how often, by owner and mode: who holds it may take it again.
-        queue: who waits.
-        group: tells which owners are of one session, who never wait for each other.
-        fair: whether who could share it waits for those who asked before; with the lock of a row it does not.
+        fair: whether a request that could share it waits behind earlier ones; with the lock of a row it does not.
+        held: how often, by owner and mode: an owner may take it again.
+        queue: the requests that wait, in the order of their arrival.
 
     """
 
-    group: Callable[[Any], object]
     fair: bool = True
-    held: dict[tuple[Any, str], int] = field(default_factory=dict)
+    held: dict[tuple[Holder, str], int] = field(default_factory=dict)
     queue: deque[Request] = field(default_factory=deque)
 
-    def request(self, owner: Any, mode: str) -> Request:
-        """Ask for it."""
+    def request(self, owner: Holder, mode: str) -> Request:
         request = Request(self, owner, mode)
-        group = self.group(owner)
-        mine = [held for held in self.held if self.group(held[0]) == group]
-        if any(held[1] == mode for held in mine):
+        mine = [held for holder, held in self.held if holder.session is owner.session]
+        # A session that holds what others wait for goes before them.
+        place = next((n for n, other in enumerate(self.queue) if _exclude(mine, other.mode)), None)
+        is_behind = self.fair and place is None and _exclude([waiting.mode for waiting in self.queue], mode)
+        if mode in mine or not (is_behind or self._conflicts(request)):
             self._take(request)
-            return request
-        behind = [waiting for waiting in self.queue if self.fair and EXCLUSIVE in {mode, waiting.mode}]
-        if not self._conflicts(request) and (not behind or self._blocks(group, self.queue)):
-            self._take(request)
-        elif mine:
-            # Who holds what others wait for goes before them.
-            place = next((i for i, waiting in enumerate(self.queue) if self._blocks(group, [waiting])), len(self.queue))
-            self.queue.insert(place, request)
         else:
-            self.queue.append(request)
+            self.queue.insert(len(self.queue) if place is None else place, request)
         return request
 
-    def attempt(self, owner: Any, mode: str) -> bool:
+    def attempt(self, owner: Holder, mode: str) -> bool:
         """Take it if it is free."""
         request = self.request(owner, mode)
         if not request.granted:
             self.queue.remove(request)
         return request.granted
 
-    def release(self, owner: Any, mode: str, *, wholly: bool = False) -> bool:
+    def release(self, owner: Holder, mode: str, *, wholly: bool = False) -> bool:
         """Give it back, once or as often as it was taken; tell whether it was held."""
         count = self.held.get((owner, mode), 0)
-        if count <= 1 or wholly:
+        if count > 1 and not wholly:
+            self.held[owner, mode] = count - 1
+        else:
             self.held.pop((owner, mode), None)
             self.grant()
-        else:
-            self.held[owner, mode] = count - 1
         return count > 0
 
     def grant(self) -> None:
-        """Grant it to those whose turn it is."""
-        ahead: list[Request] = []
+        """Grant it to the requests whose turn it is."""
+        ahead: list[str] = []
         for request in list(self.queue):
-            if self._conflicts(request) or any(EXCLUSIVE in {request.mode, other.mode} for other in ahead):
-                ahead.append(request)
+            if self._conflicts(request) or _exclude(ahead, request.mode):
+                ahead.append(request.mode)
                 continue
             self.queue.remove(request)
             self._take(request)
@@ -124,15 +122,12 @@ class Lock:
         self.held[request.owner, request.mode] = self.held.get((request.owner, request.mode), 0) + 1
 
     def _conflicts(self, request: Request) -> bool:
-        group = self.group(request.owner)
-        return any(EXCLUSIVE in {mode, request.mode} and self.group(owner) != group for owner, mode in self.held)
+        session = request.owner.session
+        return _exclude([mode for owner, mode in self.held if owner.session is not session], request.mode)
 
-    def _blocks(self, group: object, waiting: Any) -> bool:
-        return any(
-            EXCLUSIVE in {mode, request.mode} and self.group(owner) == group
-            for request in waiting
-            for owner, mode in self.held
-        )
+
+def _exclude(modes: list[str], mode: str) -> bool:
+    return bool(modes) and (mode == EXCLUSIVE or EXCLUSIVE in modes)
 
 
 class Database:
@@ -148,10 +143,11 @@ class Database:
         """
         self.clock = clock
         self.draw_uuid = draw_uuid
+        # A commit replaces a table, so a snapshot is there for nothing.
         self.tables: dict[str, dict[Any, Row]] = {name: {} for name in TABLES}
         self.sessions: dict[int, Session] = {}
-        self.advisory: dict[tuple[int, int, int], Lock] = {}
-        self.rows: dict[tuple[str, Any], Lock] = {}
+        self.advisory: dict[AdvisoryKey, Lock] = defaultdict(Lock)
+        self.rows: dict[tuple[str, Any], Lock] = defaultdict(partial(Lock, fair=False))
         self.sequence = 0
         self.xid = 700
         # Called with each transaction, right before what it has written is there for others to see.
@@ -160,10 +156,9 @@ class Database:
         self.unflushed: list[list[tuple[str, Any, Row | None]]] = []
         self._last_pid = 100
 
-    def connect(self) -> Session:
-        """Begin a session."""
+    def connect(self, application_name: str = "") -> Session:
         self._last_pid += 1
-        session = self.sessions[self._last_pid] = Session(self, self._last_pid)
+        session = self.sessions[self._last_pid] = Session(self, self._last_pid, application_name)
         return session
 
     def crash(self, lose: int) -> None:
@@ -175,75 +170,76 @@ class Database:
                 _write(self.tables[table], key, before)
         self.unflushed = []
 
-    def advisory_lock(self, key: tuple[int, int, int]) -> Lock:
-        """Return an advisory lock."""
-        lock = self.advisory.get(key)
-        if lock is None:
-            lock = self.advisory[key] = Lock(_session_of)
-        return lock
-
-    def holds(self, session: Session, key: tuple[int, int, int]) -> bool:
-        """Tell what `pg_locks` shows."""
-        lock = self.advisory.get(key)
-        return lock is not None and any(_session_of(owner) is session for owner, _ in lock.held)
-
-    def row_lock(self, table: str, key: Any) -> Lock:
-        """Return the lock of a row."""
-        lock = self.rows.get((table, key))
-        if lock is None:
-            lock = self.rows[table, key] = Lock(_itself, fair=False)
-        return lock
+    def order(self, election: str, changes: Row) -> bool:
+        """Have an operator change an election's row; tell whether there is one, and nobody has locked it."""
+        session = self.connect()
+        transaction = session.begin()
+        row = transaction.latest("elections", election)
+        free = row is not None and transaction.has_free("elections", election)
+        if row is not None and free:
+            transaction.write("elections", {**row, **changes})
+            transaction.notified.add("pgleader_orders")
+            transaction.commit()
+        session.end()
+        return free
 
 
-def _itself(owner: Any) -> Any:
-    return owner
+class Holder:
+    """What locks are held by: a session, or a transaction."""
+
+    session: Session
+
+    def __init__(self, database: Database) -> None:
+        """Begin without any."""
+        self.database = database
+        self._locks: list[tuple[Lock, str]] = []
+
+    def lock(self, key: AdvisoryKey) -> Request:
+        return self._request(self.database.advisory[key], EXCLUSIVE)
+
+    def try_lock(self, key: AdvisoryKey, mode: str = EXCLUSIVE) -> bool:
+        lock = self.database.advisory[key]
+        self._locks.append((lock, mode))
+        return lock.attempt(self, mode)
+
+    def let_go(self) -> str:
+        """Give back everything, and wait for nothing; return what `pg_advisory_unlock_all` does."""
+        locks, self._locks = self._locks, []
+        for lock, mode in locks:
+            for request in [request for request in lock.queue if request.owner is self]:
+                request.withdraw()
+            lock.release(self, mode, wholly=True)
+        return ""
+
+    def _request(self, lock: Lock, mode: str) -> Request:
+        self._locks.append((lock, mode))
+        return lock.request(self, mode)
 
 
-def _session_of(owner: Any) -> Any:
-    return owner.session if isinstance(owner, Transaction) else owner
-
-
-class Session:
+class Session(Holder):
     """A session, seen from the server."""
 
-    def __init__(self, database: Database, pid: int) -> None:
-        """Begin without any lock."""
-        self.database = database
+    def __init__(self, database: Database, pid: int, application_name: str) -> None:
+        """Begin."""
+        super().__init__(database)
+        self.session = self
         self.pid = pid
-        self.application_name = ""
+        self.application_name = application_name
         self.idle_timeout: float | None = None
         # Whether what it commits is on disk then.
         self.durable = True
         self.channels: set[str] = set()
         self.woken: Callable[[], object] = lambda: None
         self.transaction: Transaction | None = None
-        self._locks: list[tuple[Lock, str]] = []
 
-    def lock(self, key: tuple[int, int, int], mode: str = EXCLUSIVE) -> Request:
-        """Ask for an advisory lock, to be held by the session."""
-        lock = self.database.advisory_lock(key)
-        self._locks.append((lock, mode))
-        return lock.request(self, mode)
+    def unlock(self, key: AdvisoryKey, mode: str = EXCLUSIVE) -> bool:
+        return self.database.advisory[key].release(self, mode)
 
-    def try_lock(self, key: tuple[int, int, int], mode: str = EXCLUSIVE) -> bool:
-        """Take an advisory lock if it is free."""
-        lock = self.database.advisory_lock(key)
-        self._locks.append((lock, mode))
-        return lock.attempt(self, mode)
-
-    def unlock(self, key: tuple[int, int, int], mode: str = EXCLUSIVE) -> bool:
-        """Give an advisory lock back."""
-        return self.database.advisory_lock(key).release(self, mode)
-
-    def unlock_all(self) -> str:
-        """Give back all that the session holds; return what the function of that name does."""
-        locks, self._locks = self._locks, []
-        for lock, mode in locks:
-            lock.release(self, mode, wholly=True)
-        return ""
+    def holds(self, key: AdvisoryKey) -> bool:
+        """Tell what `pg_locks` shows."""
+        return any(owner.session is self for owner, _ in self.database.advisory[key].held)
 
     def begin(self) -> Transaction:
-        """Begin a transaction."""
         self.transaction = Transaction(self)
         return self.transaction
 
@@ -252,70 +248,94 @@ class Session:
         if self.database.sessions.pop(self.pid, None) is not None:
             if self.transaction is not None:
                 self.transaction.roll_back()
-            for lock, _ in self._locks:
-                _withdraw(lock, self)
-            self.unlock_all()
+            self.let_go()
 
 
-class Transaction:
+class Transaction(Holder):
     """A transaction, READ COMMITTED: each statement sees what was committed before it began."""
 
     def __init__(self, session: Session) -> None:
         """Begin."""
+        super().__init__(session.database)
         self.session = session
-        self.database = session.database
         self.durable = session.durable
         self.notified: set[str] = set()
         # The term for which it writes, for those who check.
         self.fenced: tuple[str, int] | None = None
         self.written: dict[tuple[str, Any], Row | None] = {}
-        self._locks: list[tuple[Lock, str]] = []
+        self._snapshot: dict[str, dict[Any, Row]] = {}
+
+    def begin_statement(self) -> None:
+        """Take a snapshot for the statement that begins now."""
+        self._snapshot = dict(self.database.tables)
+        for (table, key), row in self.written.items():
+            if self._snapshot[table] is self.database.tables[table]:
+                self._snapshot[table] = dict(self.database.tables[table])
+            _write(self._snapshot[table], key, row)
 
     def view(self, table: str) -> dict[Any, Row]:
-        """Return a table as a statement that begins now sees it."""
-        rows = dict(self.database.tables[table])
-        for (name, key), row in self.written.items():
-            if name == table:
-                _write(rows, key, row)
-        return rows
+        """Return a table as the statement sees it."""
+        return self._snapshot[table]
 
     def latest(self, table: str, key: Any) -> Row | None:
-        """Return the newest version of a row, as who has locked it sees it."""
+        """Return the newest version of a row, as a transaction that has locked it sees it."""
         if (table, key) in self.written:
             return self.written[table, key]
         return self.database.tables[table].get(key)
 
-    def lock_row(self, table: str, key: Any, mode: str = EXCLUSIVE) -> Generator[Request | None, None, None]:
-        """Lock a row until the end of the transaction."""
-        lock = self.database.row_lock(table, key)
-        self._locks.append((lock, mode))
-        request = lock.request(self, mode)
+    def has_free(self, table: str, key: Any) -> bool:
+        return all(owner is self for owner, _ in self.database.rows[table, key].held)
+
+    def write(self, table: str, row: Row) -> None:
+        self.written[table, TABLES[table](row)] = row
+
+    # What statements are made of.
+
+    def lock_row(self, table: str, key: Any, mode: str = EXCLUSIVE) -> Waits[None]:
+        request = self._request(self.database.rows[table, key], mode)
         if not request.granted:
             yield request
 
-    def has_free(self, table: str, key: Any) -> bool:
-        """Tell whether a row is locked by nobody else."""
-        return all(owner is self for owner, _ in self.database.row_lock(table, key).held)
+    def update(
+        self,
+        table: str,
+        where: Callable[[Row], Any],
+        change: Row | Callable[[Row], Row] | None = None,
+        *,
+        order: Callable[[Row], Any] | None = None,
+        limit: int | None = None,
+    ) -> Waits[list[Row]]:
+        """Change, or delete, the rows that fulfil a condition, and still do when they are locked; return them."""
+        found = [row for row in self.view(table).values() if where(row)]
+        changed: list[Row] = []
+        for row in (sorted(found, key=order) if order else found)[:limit]:
+            key = TABLES[table](row)
+            yield from self.lock_row(table, key)
+            latest = self.latest(table, key)
+            if latest is not None and where(latest):
+                new = change(latest) if callable(change) else None if change is None else latest | change
+                self.written[table, key] = new
+                changed.append(latest)
+        return changed
 
-    def try_lock(self, key: tuple[int, int, int], mode: str) -> bool:
-        """Take an advisory lock until the end of the transaction if it is free."""
-        lock = self.database.advisory_lock(key)
-        self._locks.append((lock, mode))
-        return lock.attempt(self, mode)
+    def upsert(self, table: str, row: Row, change: Callable[[Row], Row]) -> Waits[Row]:
+        """Insert a row, or change the one that is there; return what is there then."""
+        yield from self.lock_row(table, TABLES[table](row))
+        known = self.latest(table, TABLES[table](row))
+        row = row if known is None else change(known)
+        self.write(table, row)
+        return row
 
-    def write(self, table: str, key: Any, row: Row | None) -> None:
-        """Write a row that is locked, or delete it."""
-        self.written[table, key] = row
-
-    def insert(self, table: str, key: Any, row: Row) -> Generator[Request | None, None, None]:
+    def insert(self, table: str, row: Row) -> Waits[None]:
         """Insert a row, after anybody else who is inserting the same."""
-        yield from self.lock_row(table, key)
-        if self.latest(table, key) is not None:
+        yield from self.lock_row(table, TABLES[table](row))
+        if self.latest(table, TABLES[table](row)) is not None:
             raise UniqueViolation(table)
-        self.write(table, key, row)
+        self.write(table, row)
 
-    def insert_if_absent(self, table: str, key: Any, row: Row) -> Generator[Request | None, None, bool]:
+    def insert_if_absent(self, table: str, row: Row) -> Waits[bool]:
         """Insert a row if there is none, and lock none if there is; tell whether there was none."""
+        key = TABLES[table](row)
         if self.latest(table, key) is not None:
             return False
         yield from self.lock_row(table, key)
@@ -323,40 +343,35 @@ class Transaction:
             lock, mode = self._locks.pop()
             lock.release(self, mode)
             return False
-        self.write(table, key, row)
+        self.write(table, row)
         return True
+
+    # Its end.
 
     def commit(self) -> None:
         """Make what was written visible, and let go of the locks."""
         database = self.database
         database.committing(self)
         before = [(table, key, database.tables[table].get(key)) for table, key in self.written]
+        for table in {table for table, _ in self.written}:
+            database.tables[table] = dict(database.tables[table])
         for (table, key), row in self.written.items():
             _write(database.tables[table], key, row)
         if before:
             database.unflushed = [] if self.durable else [*database.unflushed, before]
-        self._let_go()
+        self._end()
         if self.notified:
             for session in list(database.sessions.values()):
                 if session.channels & self.notified:
                     session.woken()
 
     def roll_back(self) -> None:
-        """Undo everything."""
         self.written = {}
-        self._let_go()
+        self._end()
 
-    def _let_go(self) -> None:
+    def _end(self) -> None:
         self.session.transaction = None
-        locks, self._locks = self._locks, []
-        for lock, mode in locks:
-            _withdraw(lock, self)
-            lock.release(self, mode, wholly=True)
-
-
-def _withdraw(lock: Lock, owner: object) -> None:
-    for request in [request for request in lock.queue if request.owner is owner]:
-        request.withdraw()
+        self.let_go()
 
 
 def _write(rows: dict[Any, Row], key: Any, row: Row | None) -> None:

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 from celery_pgleader.channels import Route
 from celery_pgleader.config import Config
 from celery_pgleader.tasks import queue_name
-from tests.simulation.broker import Broker
+from tests.simulation.broker import Broker, Queue
 from tests.simulation.checks import Checks
 from tests.simulation.faults import BEAT, ELECTION, RELAY, WORK, Fault, arrange, draw_faults
 from tests.simulation.nodes import Node
 from tests.simulation.server import Server
-from tests.simulation.worker import Queue, Run
 from tests.simulation.world import World
 
 T = TypeVar("T")
@@ -166,18 +165,9 @@ class Scene:
         # What undoes the orders that operators have given.
         self.undone: dict[str, Any] = {}
         self.queue = Queue(queue_name(ELECTION_NAME))
-        leads = (self.queue, self._work) if history.works else ()
         self.nodes = [
-            Node(
-                self.world,
-                self.server,
-                self.broker,
-                f"node {number}",
-                _config(history.ttl, 1 + number % history.priorities, relays=bool(history.sends)),
-                history.schedule,
-                *leads,
-            )
-            for number in range(history.nodes)
+            Node(self, f"node {n}", _config(history.ttl, 1 + n % history.priorities, relays=bool(history.sends)))
+            for n in range(history.nodes)
         ]
         self.checks = Checks(self)
         for key, (at, _) in enumerate(history.works):
@@ -189,13 +179,6 @@ class Scene:
         for send in history.sends:
             parameters = {"channel": CHANNEL, "payload": str(send.number), "key": send.key}
             self.world.at(send.at, self.server.transact, [parameters] * send.many, send.seconds, send.committed)
-
-    def _work(self, run: Run, *, ended: bool) -> float:
-        if ended:
-            self.checks.on_end(run)
-        else:
-            self.checks.on_run(run)
-        return self.history.works[run.key][1]
 
     @property
     def leader(self) -> Node | None:
@@ -216,8 +199,7 @@ class Scene:
             for seconds in (0.01, 0.5, 1.0):
                 world.at(until + seconds, self.server.order, ELECTION_NAME, self.undone)
             for node in self.nodes:
-                if not node.is_up:
-                    node.start()
+                node.start()
             while not world.violations and not self.checks.is_at_rest():
                 if world.now > until + LEADER_BOUND and self.leader is None:
                     world.violated(f"nobody leads {LEADER_BOUND:g} s after the last fault")

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partialmethod
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -19,16 +20,17 @@ import celery.beat
 
 from celery_pgleader import threads
 from celery_pgleader.beat import leader_beat, publisher, scheduler, slot_keeper
+from celery_pgleader.beat.leader_beat import LeaderBeat
 from celery_pgleader.config import Config
 from celery_pgleader.election import elector, leadership, lock_session, term_runner
-from celery_pgleader.notifications import relay
+from celery_pgleader.election.leadership import Leadership
+from celery_pgleader.notifications import courier, relay
 from celery_pgleader.store import ledger, mailbox, presence, session, terms
-from celery_pgleader.tasks import leader_queue, orphans, request, run_guard, run_leadership, strategy, turn
+from celery_pgleader.tasks import leader_queue, orphans, request, run_guard, run_leadership, strategy, trust_page, turn
 from celery_pgleader.worker import candidate, participant, steward
 from tests.simulation import server, world
-from tests.simulation.broker import SimCourier
-from tests.simulation.trust import TrustPage, TrustReader
-from tests.simulation.worker import State, default_strategy
+from tests.simulation.broker import Load
+from tests.simulation.worker import Page, Reader, State, default_strategy
 
 THREADING = SimpleNamespace(
     Thread=world.Thread,
@@ -38,11 +40,6 @@ THREADING = SimpleNamespace(
     current_thread=world.current_thread,
     get_ident=world.get_ident,
 )
-QUEUE = SimpleNamespace(SimpleQueue=world.SimpleQueue)
-
-
-def _open_session(_url: str, application_name: str, **_: Any) -> server.ClientSession:
-    return server.open_session(world.world().server, application_name)
 
 
 class Log:
@@ -70,52 +67,37 @@ class Log:
 
 
 LOG = Log()
-READER, STATE = TrustReader(), State()
+# One for all, as a page is found by the process.
+READER = Reader()
 
-
-def _jitter() -> float:
-    return world.world().random.random()
-
-
-# Names of modules, and what they stand for in a simulation.
-NAMES: list[tuple[Any, str, Any]] = [
-    *(
-        (module, "threading", THREADING)
-        for module in (elector, leadership, term_runner, publisher, leader_beat, scheduler)
-    ),
-    *((module, "threading", THREADING) for module in (relay, participant, threads, turn)),
-    *((module, "queue", QUEUE) for module in (threads, leader_beat)),
-    *((module, "time", world.Clock) for module in (scheduler, leader_beat, participant, presence, turn, celery.beat)),
-    *(
-        (module, "logger", LOG)
-        for module in (
-            candidate,
-            leadership,
-            threads,
-            slot_keeper,
-            leader_beat,
-            publisher,
-            relay,
-            steward,
-            turn,
-            strategy,
-            run_guard,
-        )
-    ),
-    *((module, "datetime", world.Datetime) for module in (slot_keeper, presence)),
+# Modules whose names stand for something else in a simulation, as far as they have them.
+MODULES = [
+    *(candidate, elector, leader_beat, leader_queue, leadership, lock_session, orphans, participant, presence),
+    *(publisher, relay, request, run_guard, run_leadership, scheduler, session, slot_keeper, steward, strategy),
+    *(term_runner, threads, trust_page, turn),
+]
+NAMES: dict[str, Any] = {
+    "threading": THREADING,
+    "queue": SimpleNamespace(SimpleQueue=world.SimpleQueue),
+    "time": world.Clock,
+    "datetime": world.Datetime,
+    "logger": LOG,
+    "open_session": server.open_session,
+    "reader": READER,
+    "Doorbell": world.Doorbell,
+    "Requests": world.Requests,
+    "TrustPage": Page,
+}
+MORE: list[tuple[Any, str, Any]] = [
+    (celery.beat, "time", world.Clock),
     (presence, "uuid", SimpleNamespace(uuid4=lambda: UUID(int=world.world().random.getrandbits(128)))),
     (presence, "version", lambda _package: "simulated"),
-    (elector, "Requests", world.Requests),
-    *((module, "Doorbell", world.Doorbell) for module in (relay, steward)),
-    *((module, "open_session", _open_session) for module in (lock_session, session, orphans, turn)),
+    *((module, "state", State()) for module in (leader_queue, request)),
     (terms, "Schema", lambda _session: SimpleNamespace(ensure=lambda: None)),
     (mailbox, "set_json_loads", lambda *_: None),
-    *((module, "reader", READER) for module in (participant, leader_queue, request, run_guard, run_leadership)),
-    *((module, "state", STATE) for module in (leader_queue, request)),
     (strategy, "strategy", SimpleNamespace(default=default_strategy)),
     (leader_queue, "_bind_to_delayed_delivery", lambda *_: None),
-    (participant, "TrustPage", lambda: TrustPage(world.world().process)),
-    (relay, "Courier", SimCourier),
+    (courier, "LOADS", {"simulated": Load}),
     # So that a batch often has no room for all that waits.
     (mailbox, "BATCH_BYTES", 2),
     # What is raw is at most once, and promises nothing that could be checked.
@@ -125,16 +107,11 @@ NAMES: list[tuple[Any, str, Any]] = [
     (celery.beat, "traceback", SimpleNamespace(format_stack=lambda: "")),
 ]
 
-# Arguments with a default that is a clock.
-DEFAULTS: list[tuple[Any, str, Any]] = [
-    (elector.Elector, "clock", world.Clock.monotonic),
-    (elector.Elector, "jitter", _jitter),
-    (leadership.Leadership, "clock", world.Clock.monotonic),
-    (leader_beat.LeaderBeat, "clock", world.Clock.monotonic),
-    (relay.Relay, "clock", world.Clock.monotonic),
-    (publisher.Publisher, "clock", world.Clock.time),
-    (ledger.Ledger, "clock", world.Clock.time),
-    (steward.Steward, "clock", world.Clock.monotonic),
+# Arguments with a default that is a clock, or chance.
+DEFAULTS: list[tuple[Any, dict[str, Any]]] = [
+    (elector.Elector, {"clock": world.Clock.monotonic, "jitter": world.chance}),
+    *((cls, {"clock": world.Clock.monotonic}) for cls in (Leadership, LeaderBeat, relay.Relay, steward.Steward)),
+    *((cls, {"clock": world.Clock.time}) for cls in (publisher.Publisher, ledger.Ledger)),
 ]
 
 BASES = [(elector.Candidacy, world.Thread), (threads.Ending, world.Event)]
@@ -143,30 +120,14 @@ BASES = [(elector.Candidacy, world.Thread), (threads.Ending, world.Event)]
 @contextmanager
 def simulated() -> Iterator[None]:
     """Have the package run in the simulated world inside of the block."""
+    everywhere = [(module, name, NAMES[name]) for module in MODULES for name in NAMES if name in vars(module)]
+    defaults = [(cls, "__init__", partialmethod(cls.__init__, **given)) for cls, given in DEFAULTS]
     with ExitStack() as stack:
-        for module, name, value in NAMES:
-            stack.enter_context(patch.object(module, name, value))
-        for cls, name, value in DEFAULTS:
-            stack.enter_context(_default(cls.__init__, name, value))
+        for target, name, value in [*everywhere, *MORE, *defaults]:
+            stack.enter_context(patch.object(target, name, value))
         for cls, base in BASES:
             stack.callback(setattr, cls, "__bases__", cls.__bases__)
             cls.__bases__ = (base,)
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.CRITICAL)
         yield
-
-
-@contextmanager
-def _default(function: Any, name: str, value: object) -> Iterator[None]:
-    code = function.__code__
-    keywords, defaults = function.__kwdefaults__ or {}, function.__defaults__ or ()
-    try:
-        if name in keywords:
-            function.__kwdefaults__ = {**keywords, name: value}
-        else:
-            names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-            assert name in names
-            function.__defaults__ = tuple(value if n == name else d for n, d in zip(names, defaults, strict=True))
-        yield
-    finally:
-        function.__kwdefaults__, function.__defaults__ = keywords or None, defaults or None

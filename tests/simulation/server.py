@@ -17,13 +17,14 @@ from psycopg.errors import QueryCanceled
 from celery_pgleader.postgres import CONNECT_TIMEOUT, GLANCE, DeadlinePassed
 from celery_pgleader.store.sql import NOTIFY
 from tests.simulation import twins
-from tests.simulation.postgres import Database, LockNotAvailable, Request, Session, Steps, UniqueViolation
-from tests.simulation.world import BEGINNING, Doorbell, Process, Requests, World, running, sleep, world
+from tests.simulation.postgres import Database, LockNotAvailable, Request, Rows, Steps, UniqueViolation
+from tests.simulation.world import BEGINNING, Doorbell, Line, Process, Requests, World, running, sleep, world
 
 # So long at most between the server saying that it ends a session, and the locks being free.
 FAREWELL = 0.001
 # And between one step of a statement and the next.
 BETWEEN = 0.0002
+DONE = object()
 
 
 class Server:
@@ -39,7 +40,6 @@ class Server:
         self.clients: dict[int, ClientSession] = {}
 
     def clock(self) -> datetime:
-        """Return the server's time."""
         return BEGINNING + timedelta(seconds=self.world.now)
 
     def crash(self, seconds: float) -> None:
@@ -64,16 +64,8 @@ class Server:
             backend.terminate()
 
     def order(self, election: str, changes: dict[str, Any]) -> None:
-        """Have an operator write an order into an election's row, if there is one and nobody is writing to it."""
-        session = self.database.connect()
-        transaction = session.begin()
-        row = transaction.latest("elections", election)
-        if self.up and row is not None and transaction.has_free("elections", election):
+        if self.up and self.database.order(election, changes):
             self.world.tell("operator", f"orders {changes}")
-            transaction.write("elections", election, {**row, **changes})
-            transaction.notified.add("pgleader_orders")
-            transaction.commit()
-        session.end()
 
     def transact(self, sent: Sequence[dict[str, Any]], seconds: float, committed: bool) -> None:  # noqa: FBT001 - as it ends
         """Have somebody send notifications, in a transaction that lasts for a while."""
@@ -81,8 +73,17 @@ class Server:
             return
         session = self.database.connect()
         transaction = session.begin()
-        _, twin = twins.twin_of(NOTIFY)
-        steps = chain.from_iterable(twin(transaction, **parameters) for parameters in sent)
+        steps = chain.from_iterable(twins.begin(transaction, NOTIFY, parameters) for parameters in sent)
+
+        def go_on() -> None:
+            # Unless the server has crashed.
+            request: Any = next(steps, DONE) if session.transaction is transaction else None
+            if request is DONE:
+                self.world.at(self.world.now + seconds, end)
+            elif request is not None:
+                request.on_grant = lambda: self.world.soon(go_on)
+            elif session.transaction is transaction:
+                self.world.soon(go_on)
 
         def end() -> None:
             if session.transaction is transaction:
@@ -90,38 +91,23 @@ class Server:
                     transaction.commit()
                 session.end()
 
-        def go_on() -> None:
-            if session.transaction is transaction:
-                try:
-                    request = next(steps)
-                except StopIteration:
-                    self.world.at(self.world.now + seconds, end)
-                else:
-                    if request is None:
-                        self.world.soon(go_on)
-                    else:
-                        request.on_grant = lambda: self.world.soon(go_on)
-
         go_on()
 
 
 class Backend:
     """One session's part of the server."""
 
-    def __init__(self, server: Server, client: ClientSession) -> None:
+    def __init__(self, server: Server, client: ClientSession, application_name: str) -> None:
         """Begin."""
         self.server = server
         self.world = server.world
         self.client = client
-        self.session: Session = server.database.connect()
+        self.session = server.database.connect(application_name)
         self.session.woken = lambda: client.from_server(client.wake_up)
         self.pid = self.session.pid
         server.backends[self.pid] = self
         server.clients[self.pid] = client
-        self._ended = False
-        self._hung_up = False
-        self._terminated = False
-        self._committing = False
+        self._ended = self._hung_up = self._terminated = self._committing = False
         self._name = ""
         self._steps: Steps | None = None
         self._turn = 0
@@ -130,14 +116,11 @@ class Backend:
         # For those who check: it was ended from outside, and its client has not heard of it.
         self.taken_away = False
 
-    def start(self, name: str, twin: twins.Twin, arguments: list[Any], parameters: dict[str, Any]) -> None:
-        """Execute a statement."""
-        if self._ended:
-            return
-        self._name = name
-        transaction = self.session.transaction or self.session.begin()
-        self._steps = twin(transaction, *arguments, **parameters)
-        self._go_on(self._turn)
+    def start(self, name: str, query: Any, parameters: dict[str, Any]) -> None:
+        if not self._ended:
+            self._name = name
+            self._steps = twins.begin(self.session.transaction or self.session.begin(), query, parameters)
+            self._go_on(self._turn)
 
     def _go_on(self, turn: int, error: Exception | None = None) -> None:
         if self._ended or turn != self._turn or self._steps is None:
@@ -148,7 +131,10 @@ class Backend:
         except StopIteration as stop:
             self._finish(stop.value)
         except LockNotAvailable:
-            self._fail(QueryCanceled("canceling statement due to user request"))
+            assert self.session.transaction is not None
+            self.session.transaction.roll_back()
+            self._steps = None
+            self._reply(QueryCanceled("canceling statement due to user request"))
         except UniqueViolation as violation:
             self.world.violated(f"{self._name} of {self.client.process} violates the key of {violation}")
         else:
@@ -169,30 +155,25 @@ class Backend:
         if self._steps is not None and not self._committing:
             self._go_on(self._turn, LockNotAvailable())
 
-    def _finish(self, rows: list[tuple[Any, ...]]) -> None:
+    def _finish(self, rows: Rows) -> None:
         self._steps = None
-        if self.session.transaction is not None and self.session.transaction.written:
+        assert self.session.transaction is not None
+        if self.session.transaction.written:
             self._committing = True
             seconds = self.world.random.random() * 0.002 + self.client.process.trapped(self._name, "commit")
             self.world.at(self.world.now + seconds, self._commit, rows)
         else:
             self._commit(rows)
 
-    def _commit(self, rows: list[tuple[Any, ...]]) -> None:
+    def _commit(self, rows: Rows) -> None:
         if self._ended:
             return
         self._committing = False
-        if self.session.transaction is not None:
-            self.session.transaction.commit()
+        assert self.session.transaction is not None
+        self.session.transaction.commit()
         self._reply(rows)
 
-    def _fail(self, error: psycopg.Error) -> None:
-        if self.session.transaction is not None:
-            self.session.transaction.roll_back()
-        self._steps = None
-        self._reply(error)
-
-    def _reply(self, answer: list[tuple[Any, ...]] | psycopg.Error) -> None:
+    def _reply(self, answer: Rows | psycopg.Error) -> None:
         self.client.process.trapped(self._name, "answer")
         self.client.from_server(self.client.answered, answer, self.session.application_name)
         if self._hung_up:
@@ -200,10 +181,10 @@ class Backend:
         elif self._terminated:
             self.terminate()
         else:
-            self._rest()
+            self._idle_since = self.world.now
+            self._watch()
 
-    def _rest(self) -> None:
-        self._idle_since = self.world.now
+    def _watch(self) -> None:
         timeout = self.session.idle_timeout
         if timeout and self._idle_since + timeout < self._looks_at:
             self._looks_at = self._idle_since + timeout
@@ -218,11 +199,7 @@ class Backend:
             self.world.tell("postgres", f"session {self.pid} of {self.client.process} has been idle for too long")
             self._farewell()
         else:
-            self._rest_of(self._idle_since + timeout)
-
-    def _rest_of(self, when: float) -> None:
-        self._looks_at = when
-        self.world.at(when, self._look)
+            self._watch()
 
     def terminate(self) -> None:
         """End the session, saying so."""
@@ -263,78 +240,63 @@ class Backend:
 class Result:
     """What a cursor gives."""
 
-    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
+    description = True
+
+    def __init__(self, rows: Rows) -> None:
         """Hold rows."""
         self._rows = rows
         self.rowcount = len(rows)
-        self.description = True
 
     def fetchone(self) -> tuple[Any, ...] | None:
-        """Return the first row."""
         return self._rows[0] if self._rows else None
 
-    def fetchall(self) -> list[tuple[Any, ...]]:
-        """Return all rows."""
+    def fetchall(self) -> Rows:
         return self._rows
 
 
-class ClientSession:
+class ClientSession(Line):
     """Takes the place of `celery_pgleader.postgres.Session`."""
 
     def __init__(self, server: Server, process: Process, application_name: str) -> None:
-        """Begin, without a connection yet."""
-        self.process = process
-        self.world = process.world
+        """Open the connection."""
+        super().__init__(process, "postgres")
         self.closed = False
-        self._application_name = application_name
-        self.info = SimpleNamespace(parameter_status=lambda _name: self._application_name)
-        self._server = server
         # Whether the server, or the network, has ended the connection, and that has been seen here.
         self._broken = False
-        self._heard = 0.0
-        self._said = 0.0
-        self._answer: list[tuple[Any, ...]] | psycopg.Error | None = None
+        self._application_name = application_name
+        self.info = SimpleNamespace(parameter_status=lambda _name: self._application_name)
+        self._answer: Rows | psycopg.Error | None = None
         self._wake: Callable[[], None] | None = None
         self._wake_ups = 0
         self._on_readable: Callable[[], None] | None = None
         self._deadline: float | None = None
         self._interrupted: Callable[[], bool] | None = None
-        self.backend: Backend | None = None
-
-    def connect(self) -> None:
-        """Open the connection."""
-        process, began = self.process, self.world.now
-        process.step("CONNECT")
-        arrives = process.reaches("postgres")
-        if arrives > began + CONNECT_TIMEOUT:
-            sleep(CONNECT_TIMEOUT)
-            raise OperationalError("the server does not answer")
-        sleep(arrives - began)
-        if not self._server.up:
+        self.dial("CONNECT", CONNECT_TIMEOUT, OperationalError("the server does not answer"))
+        if not server.up:
             sleep(0.001)
             raise OperationalError("the server refuses the connection")
-        self.backend = Backend(self._server, self)
-        self.backend.session.application_name = self._application_name
+        self.backend = Backend(server, self, application_name)
         process.sessions.append(self)
-        sleep(process.reaches("postgres") - self.world.now)
+        sleep(process.reaches(self.peer) - self.world.now)
 
     # What the package calls.
 
     def execute(self, query: Any, parameters: dict[str, Any] | None = None) -> Result:
-        """Have a statement executed, and wait for what comes of it."""
-        name, twin = twins.twin_of(query)
+        name = twins.name_of(query)
         self.process.step(name)
-        if self.closed or self._broken:
-            raise OperationalError("the connection is lost")
-        assert self.backend is not None
+        self._raise_if_broken()
         self._answer = None
-        self._to_server(self.backend.start, name, twin, twins.arguments_of(query), parameters or {})
+        self.to_peer(self.backend.start, name, query, parameters or {})
         answer = self._await_answer()
         if isinstance(answer, psycopg.Error):
             raise answer
         return Result(answer)
 
-    def _await_answer(self) -> list[tuple[Any, ...]] | psycopg.Error:
+    def _raise_if_broken(self) -> None:
+        if self.closed or self._broken:
+            raise OperationalError("the connection is lost")
+
+    def _await_answer(self) -> Rows | psycopg.Error:
         world = self.world
         thread = running()
         interrupted, cancelled = self._interrupted, False
@@ -348,21 +310,18 @@ class ClientSession:
             thread.park(until)
             if self._answer is not None:
                 break
-            if self._broken:
-                raise OperationalError("the connection is lost")
+            self._raise_if_broken()
             if self._deadline is not None and world.now >= self._deadline:
                 raise DeadlinePassed("the server did not answer in time")
             if interrupted is not None and not cancelled and interrupted():
                 cancelled = True
-                assert self.backend is not None
-                self._to_server(self.backend.cancel)
+                self.to_peer(self.backend.cancel)
         self._wake = None
         answer, self._answer = self._answer, None
         return answer
 
     @contextmanager
     def bounded(self, seconds: float, interrupted: Callable[[], bool] | None = None) -> Iterator[None]:
-        """Bound what is executed inside of the block."""
         self._deadline, self._interrupted = self.world.now + seconds / self.process.rate, interrupted
         try:
             yield
@@ -370,11 +329,9 @@ class ClientSession:
             self._deadline, self._interrupted = None, None
 
     def hear(self, seconds: float, bell: Doorbell) -> list[None]:
-        """Wait for a wake-up."""
         if not self._wake_ups and not self._broken:
             bell.wait(seconds, self)
-        if self._broken:
-            raise OperationalError("the connection is lost")
+        self._raise_if_broken()
         ups, self._wake_ups = self._wake_ups, 0
         return [None] * ups
 
@@ -389,49 +346,40 @@ class ClientSession:
             wake()
 
     def is_alive(self) -> bool:
-        """Tell whether the server still holds the other end, as far as is known here."""
         return not self.closed and not self._broken
 
     def is_quiet(self, *, asked: bool = False) -> bool:
-        """Tell whether the server has said nothing unasked."""
         return not self.closed and (not self._broken or (asked and self._answer is not None))
 
     def open_line(self) -> None:
         """Do nothing: there is nothing that could be closed under a thread's hands."""
 
     def close(self) -> None:
-        """End the connection."""
-        if not self.closed:
-            self.closed = True
-            if not self.process.dead:
-                self.process.sessions.remove(self)
-            if not self._broken and not self.world.over:
-                assert self.backend is not None
-                self._to_server(self.backend.hang_up)
+        if not self.closed and not self.process.dead:
+            self.process.sessions.remove(self)
+        self.vanish()
+
+    def vanish(self) -> None:
+        """Close, as the operating system does for a process that has died."""
+        if not self.closed and not self._broken and not self.world.over:
+            self.to_peer(self.backend.hang_up)
+        self.closed = True
 
     # What comes and goes on the wire.
 
-    def _to_server(self, call: Callable[..., object], *args: Any) -> None:
-        self._said = max(self._said, self.process.reaches("postgres"))
-        self.world.at(self._said, call, *args)
-
     def from_server(self, call: Callable[..., object], *args: Any) -> None:
-        """Send something to the client."""
-        self._heard = max(self._heard, self.process.reaches("postgres"))
-        self.world.at(self._heard, self._hear, call, args)
+        self.from_peer(self._hear, call, args)
 
     def _hear(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
         if not self.closed and not self._broken and not self.process.dead:
             call(*args)
 
-    def answered(self, answer: list[tuple[Any, ...]] | psycopg.Error, application_name: str) -> None:
-        """Hear what a statement has come to."""
+    def answered(self, answer: Rows | psycopg.Error, application_name: str) -> None:
         self._answer = answer
         self._application_name = application_name
         self.poke()
 
     def wake_up(self) -> None:
-        """Hear a NOTIFY."""
         self._wake_ups += 1
         if self._on_readable is not None:
             self._on_readable()
@@ -444,20 +392,11 @@ class ClientSession:
             self._on_readable()
 
     def reset(self) -> None:
-        """Have the network end the connection."""
-        assert self.backend is not None
         if not self.closed and not self._broken:
             # What had come and was not read is gone as well.
             self._answer = None
             self.dropped()
-            self._to_server(self.backend.hang_up)
-
-    def vanish(self) -> None:
-        """Close, as the operating system does for a process that has died."""
-        if not self.closed and not self._broken:
-            self.closed = True
-            assert self.backend is not None
-            self._to_server(self.backend.hang_up)
+            self.to_peer(self.backend.hang_up)
 
     def poke(self) -> None:
         """Have who waits for the server look again."""
@@ -465,8 +404,6 @@ class ClientSession:
             self._wake()
 
 
-def open_session(server: Server, application_name: str) -> ClientSession:
+def open_session(_url: str, application_name: str, **_: Any) -> ClientSession:
     """Open a session from the running process."""
-    session = ClientSession(server, world().process, application_name)
-    session.connect()
-    return session
+    return ClientSession(world().server, world().process, application_name)

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.planted import BUGS
+from tests.simulation.planted import BUGS, share
 
 PARTS, HISTORIES = 4, 2_500
-# By then each planted bug is found.
-MOST = 10_000
 
 
 def simulate(*options: object, **environ: str) -> Any:
@@ -31,6 +29,14 @@ def simulate(*options: object, **environ: str) -> Any:
     )
 
 
+def test_some_histories_are_as_promised() -> None:
+    """The simulation works; `test_histories` plays many more."""
+    done = simulate("--histories", 300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "300 histories are as promised" in done.stdout
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(PARTS))
 def test_histories(part: int) -> None:
     """Whatever goes wrong, all is as promised; and some time later, all is done that is due."""
@@ -63,22 +69,24 @@ def test_the_documentation_lists_the_planted_bugs() -> None:
     }
 
 
-@pytest.mark.parametrize("bug", sorted(name for name, bug in BUGS.items() if bug.found_by))
-def test_a_planted_bug_is_found_elsewhere(bug: str) -> None:
-    """What histories cannot show, since it takes a real part or the inside of one, other tests have to."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--plant", bug, *BUGS[bug].found_by.split()],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert " failed" in done.stdout, done.stdout + done.stderr
+def test_shares_have_each_planted_bug_once() -> None:
+    """Whatever the seed is."""
+    assert sorted(name for seed in (7, 8, 9) for name in share(3, seed)) == sorted(BUGS)
 
 
-@pytest.mark.parametrize("bug", sorted(name for name, bug in BUGS.items() if not bug.found_by))
-def test_a_planted_bug_is_found(bug: str) -> None:
-    """Soon, and with a history that shows it and little else."""
-    done = simulate("--histories", MOST, "--plant", bug)
-    print(done.stdout)
+def test_a_planted_bug_ends_the_run_with_a_history_that_shows_it() -> None:
+    """And with how to play it again."""
+    done = simulate("--plant", "deleted-before-it-is-dispatched")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "replay with: python -m tests.simulation --histories 1 --seed" in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    """By a history that shows it and little else, or by other tests where it takes a real part or the inside of one."""
+    done = simulate("--plant-share", len(BUGS), "--seed", [*BUGS].index(bug))
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{bug}: found by " in done.stdout

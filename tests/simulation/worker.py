@@ -1,129 +1,115 @@
-"""The part of a Celery worker that consumes: its main loop, and a pool. The leader queue is the package's own."""
+"""The part of a Celery worker that consumes: its main loop, a pool, and the page between them.
+
+The leader queue is the package's own.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
 
-from celery_pgleader.config import Config
 from celery_pgleader.tasks import strategy
 from celery_pgleader.tasks.request import LeaderRequest
 from celery_pgleader.tasks.run_guard import RunGuard
-from tests.simulation.broker import Connection
+from celery_pgleader.tasks.trust_page import SIZE, TrustPage, TrustReader
+from tests.simulation.broker import Connection, Delivery
 from tests.simulation.world import Event, Process, running, sleep, world
 
+if TYPE_CHECKING:
+    from tests.simulation.nodes import Node
+
 CHILDREN = 2
-# As many as Celery takes ahead of what runs.
-PREFETCH = 4
 RECONNECT = 0.3
+# The name of the thread in which a worker's main loop runs.
+MAIN = "main"
 
 
 class State:
     """Takes the place of `celery.worker.state`: what the worker of the running process has received, and runs."""
 
     @property
-    def reserved_requests(self) -> set[Any]:
-        """What was received and has not ended."""
-        requests: set[Any] = world().process.worker.reserved
-        return requests
+    def reserved_requests(self) -> set[Request]:
+        return _worker().reserved
 
     @property
-    def active_requests(self) -> set[Any]:
-        """What runs."""
-        requests: set[Any] = world().process.worker.active
-        return requests
+    def active_requests(self) -> set[Request]:
+        return _worker().active
 
-    def task_ready(self, request: Any) -> None:
-        """Forget a request."""
-        self.reserved_requests.discard(request)
-        self.active_requests.discard(request)
+    def task_ready(self, request: Request) -> None:
+        _worker().reserved.discard(request)
+        _worker().active.discard(request)
 
 
-Receive: TypeAlias = "Callable[[Delivery], object]"
+def _worker() -> MainLoop:
+    worker: MainLoop = world().process.worker
+    return worker
 
 
-@dataclass(eq=False)
-class Delivery:
-    """A message as the broker gives it to a consumer; stands for kombu's."""
+class Page(TrustPage):
+    """The page of the running process: in no file, and with runs that need no lock to be seen."""
 
-    key: int
-    queue: Queue
-    connection: Connection
-    delivery_info: dict[str, str]
+    _memory: Any
 
-    def ack(self) -> None:
-        """Be done with it."""
-        self._tell(self.queue.acknowledge)
+    def __init__(self) -> None:
+        """Make it."""
+        self._memory = bytearray(SIZE)
+        self.runs: set[BegunRun] = set()
+        # What the worker's own process also asks.
+        self.trusted: Callable[[], bool] = lambda: True
+        # Called whenever it is written.
+        self.written: Callable[[], object] = lambda: None
+        world().process.page = self
 
-    def reject_log_error(self, _logger: object, _errors: object, *, requeue: bool) -> None:
-        """Give it back."""
-        self.reject(requeue=requeue)
+    def write(self, term: int, trusted_until: float) -> None:
+        super().write(term, trusted_until)
+        self.written()
 
-    def reject(self, *, requeue: bool) -> None:
-        """Give it back, or let it be dropped."""
-        self._tell(self.queue.give_back if requeue else self.queue.acknowledge)
+    def has_runs(self) -> bool:
+        return bool(self.runs)
 
-    def _tell(self, call: Callable[[Delivery], object]) -> None:
-        if not self.connection.lost:
-            self.connection.to_broker(call, self)
+    def close(self) -> None:
+        self.write(0, 0.0)
 
 
-class Queue:
-    """A queue of the broker: each message is given to a consumer, and to another if that one is gone."""
+@dataclass(frozen=True, eq=False)
+class BegunRun:
+    """A run that is going on."""
 
-    def __init__(self, name: str) -> None:
-        """Begin empty."""
-        self.name = name
-        self.waiting: deque[int] = deque()
-        self.given: dict[int, Delivery] = {}
-        self._consumers: dict[Connection, Receive] = {}
+    page: Page
+    term: int
 
-    def put(self, key: int) -> None:
-        """Take a message."""
-        self.waiting.append(key)
-        self._deliver()
+    def end(self) -> None:
+        self.page.runs.discard(self)
 
-    def subscribe(self, connection: Connection, receive: Receive) -> None:
-        """Have a connection get messages."""
-        self._consumers[connection] = receive
-        self._deliver()
 
-    def unsubscribe(self, connection: Connection) -> None:
-        """Have a connection get no more."""
-        self._consumers.pop(connection, None)
+class Reader(TrustReader):
+    """What reads the page of the running process; as a child of the pool, unless it is the main loop that asks."""
 
-    def acknowledge(self, delivery: Delivery) -> None:
-        """Forget a message."""
-        if self.given.get(delivery.key) is delivery:
-            del self.given[delivery.key]
-            self._deliver()
+    def also_ask(self, trusted: Callable[[], bool]) -> None:
+        world().process.page.trusted = trusted
 
-    def give_back(self, delivery: Delivery) -> None:
-        """Have a message again, in front of the others."""
-        if self.given.get(delivery.key) is delivery:
-            del self.given[delivery.key]
-            self.waiting.appendleft(delivery.key)
-            self._deliver()
+    def term(self) -> int | None:
+        thread = world().thread
+        if thread is not None and thread.name == MAIN and not world().process.page.trusted():
+            return None
+        return super().term()
 
-    def lost(self, connection: Connection) -> None:
-        """Have again what a connection has taken with it."""
-        self.unsubscribe(connection)
-        for delivery in [delivery for delivery in self.given.values() if delivery.connection is connection]:
-            self.give_back(delivery)
+    def begin(self) -> Any:
+        term, page = self.term(), world().process.page
+        if term is None or not self.may_begin():
+            return None
+        run = BegunRun(page, term)
+        page.runs.add(run)
+        return run
 
-    def _deliver(self) -> None:
-        for connection, receive in self._consumers.items():
-            taken = sum(delivery.connection is connection for delivery in self.given.values())
-            while self.waiting and taken < PREFETCH:
-                taken += 1
-                delivery = Delivery(self.waiting.popleft(), self, connection, {"routing_key": self.name})
-                self.given[delivery.key] = delivery
-                connection.from_broker(receive, delivery)
+    def _page(self) -> Any:
+        return world().process.page._memory  # noqa: SLF001 - its other side
 
 
 class Request(LeaderRequest):
@@ -137,7 +123,6 @@ class Request(LeaderRequest):
         self._apply_result: object = None
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - as in the base class
-        """Give the message back."""
         self.message.reject(requeue=requeue)
 
 
@@ -167,38 +152,28 @@ class MainLoop:
 
     connection_errors = (OSError,)
 
-    def __init__(self, process: Process, app: Any, participant: Any, config: Config, queue: Queue, work: Any) -> None:
-        """Prepare.
-
-        Args:
-            process: in which it runs.
-            app: the app.
-            participant: the worker's part in the election.
-            config: of the election.
-            queue: the leader queue.
-            work: called with a run that begins and returns for how long it lasts; and with one that has ended.
-
-        """
+    def __init__(self, node: Node, process: Process, app: Any) -> None:
+        """Prepare."""
         self.process = process
         process.worker = self
         self.app = app
-        self.controller = SimpleNamespace(pgleader=participant)
+        self.controller = SimpleNamespace(pgleader=node.participant)
         self.task_consumer: Any = self
         self.pool = None
         self.timer = SimpleNamespace(schedule=SimpleNamespace(queue=[]))
         self.connection: Connection | None = None
         self.reserved: set[Request] = set()
         self.active: set[Request] = set()
-        self._participant = participant
-        self._guard = RunGuard(config, "simulated")
-        self._queue = queue
-        self._work = work
+        self.stopped = Event()
+        self._scene = node.scene
+        self._participant = node.participant
+        self._guard = RunGuard(node.config, "simulated")
+        self._queue = node.scene.queue
         self._calls: deque[Callable[[], object]] = deque()
         self._called = Event()
         self._pool: deque[Request] = deque()
         self._wanted = Event()
-        self._stopping = False
-        self._stopped = Event()
+        self._stopping = self._consuming = False
         self._handle = strategy.leader_only(Task(), app, self)
 
     def run(self) -> None:
@@ -219,12 +194,15 @@ class MainLoop:
             self._consuming = False
             self._participant.leader_queue.attach(self)
             while not self._stopping and not self.connection.lost:
-                self._called.wait()
-                self._called.clear()
-                while self._calls and not self._stopping:
-                    self._calls.popleft()()
+                self._answer_calls()
             self._participant.leader_queue.detach()
         self._drain()
+
+    def _answer_calls(self, seconds: float | None = None) -> None:
+        self._called.wait(seconds)
+        self._called.clear()
+        while self._calls:
+            self._calls.popleft()()
 
     def stop(self) -> None:
         """Stop as a warm shutdown does: consume no more, and let what runs come to its end."""
@@ -236,21 +214,14 @@ class MainLoop:
         self._participant.drain()
 
     def _drain(self) -> None:
-        self._send(self._queue.unsubscribe)
+        self.cancel_task_queue("")
         while self.active or self._pool:
-            self._called.wait(RECONNECT)
-            self._called.clear()
-            while self._calls:
-                self._calls.popleft()()
+            self._answer_calls(RECONNECT)
         # What was received and has not begun goes back with the connection.
         if self.connection is not None:
             self.connection.release()
         self._participant.stop()
-        self._stopped.set()
-
-    def await_end(self) -> None:
-        """Wait until it has stopped."""
-        self._stopped.wait()
+        self.stopped.set()
 
     def _on_lost(self, connection: Connection) -> None:
         self._queue.lost(connection)
@@ -260,30 +231,24 @@ class MainLoop:
     # What the package's leader queue asks of a consumer.
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Have something called in the main loop."""
         self._calls.append(call)
         self._called.set()
 
     def consuming_from(self, _name: str) -> bool:
-        """Tell whether it has asked for the queue's messages."""
         return self._consuming
 
-    _consuming = False
-
     def add_task_queue(self, _name: str) -> None:
-        """Ask for the queue's messages."""
         self._consuming = True
         self._send(lambda connection: self._queue.subscribe(connection, self.receive))
 
     def cancel_task_queue(self, _name: str) -> None:
-        """Ask for no more of them."""
         self._consuming = False
         self._send(self._queue.unsubscribe)
 
     def _send(self, call: Callable[[Connection], object]) -> None:
         connection = self.connection
         if connection is not None:
-            connection.to_broker(lambda: None if connection.lost else call(connection))
+            connection.to_peer(lambda: None if connection.lost else call(connection))
 
     # From a message to its end.
 
@@ -312,28 +277,29 @@ class MainLoop:
                 self._wanted.wait()
             request = self._pool.popleft()
             self.active.add(request)
-            self._run(request)
+            self.call_soon(partial(self._ended, request, self._run(request)))
 
-    def _run(self, request: Request) -> None:
+    def _ended(self, request: Request, end: Callable[[], object]) -> None:
+        State().task_ready(request)
+        end()
+
+    def _run(self, request: Request) -> Callable[[], object]:
+        """Run a task; return what then becomes of its message."""
         self.process.step("RUN")
         try:
             self._guard.before_start(request.task, request.id)
         except Reject as reject:
             requeue = bool(reject.args[1])
-            self.call_soon(lambda: self._ended(request, lambda: request.message.reject(requeue=requeue)))
-            return
+            return lambda: request.message.reject(requeue=requeue)
         leadership: Any = request.task.request
-        term = leadership.pgleader_leadership.term
-        run = Run(request.message.key, term, self.process, self.process.world.now)
-        sleep(self._work(run, ended=False))
+        run = Run(request.message.key, leadership.pgleader_leadership.term, self.process, self.process.world.now)
+        self._scene.checks.on_run(run)
+        sleep(self._scene.history.works[run.key][1])
         running()
-        self._work(run, ended=True)
+        self._scene.checks.on_end(run)
         self._guard.after_run(request.task, "SUCCESS")
-        self.call_soon(lambda: self._ended(request, request.message.ack))
-
-    def _ended(self, request: Request, call: Callable[[], object]) -> None:
-        State().task_ready(request)
-        call()
+        ack: Callable[[], object] = request.message.ack
+        return ack
 
 
 def default_strategy(_task: object, _app: object, consumer: MainLoop, **_: object) -> Callable[..., object]:

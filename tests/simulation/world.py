@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from random import Random
 from typing import Any
@@ -47,16 +48,13 @@ class World:
         self._number = 0
 
     def at(self, when: float, call: Callable[..., object], *args: Any) -> None:
-        """Have something called at a time."""
         self._number += 1
         heapq.heappush(self._agenda, (when, self._number, call, args))
 
     def soon(self, call: Callable[..., object], *args: Any) -> None:
-        """Have something called in a moment."""
         self.at(self.now + self.random.random() * HANDOVER, call, *args)
 
     def run(self, until: float) -> None:
-        """Let time pass, until then or until something goes wrong."""
         agenda = self._agenda
         while agenda and agenda[0][0] <= until and not self.violations:
             self.now, _, call, args = heapq.heappop(agenda)
@@ -64,19 +62,16 @@ class World:
         self.now = max(self.now, until)
 
     def end(self) -> None:
-        """End all threads, wherever they are."""
         self.over = True
         for process in self.processes:
             for thread in process.threads:
                 thread.end()
 
     def violated(self, what: str) -> None:
-        """Note that something is not as promised."""
         self.violations.append(what)
         self.tell("VIOLATED", what)
 
     def tell(self, who: object, what: str) -> None:
-        """Write a line of the history, if somebody wants to read it."""
         if self.trace is not None:
             self.trace.append(f"{self.now:10.4f}  {who!s:<14} {what}")
 
@@ -90,50 +85,40 @@ def world() -> World:
     return _present
 
 
+@dataclass(eq=False)
 class Process:
-    """One process, with clocks of its own.
+    """One process, with clocks of its own."""
 
-    Attributes:
-        rate: how fast its monotonic clock goes.
-        wall: seconds by which its other clock is ahead.
-        dead: it was killed, or has ended.
-        paused_until: until when it is stopped.
-        cut_until: until when nothing comes through between it and a peer, by the peer's name.
-        lag: seconds that everything takes longer, until `lag_until`.
-        sessions: its connections, which the operating system closes when it dies.
-        page: its trust page, if it has one.
-        worker: its main loop, if it has one.
-        disturbed_until: until when it was held up, or cut off, or will be.
-
-    """
-
-    def __init__(self, world: World, name: str, rate: float = 1.0, boot: float = 0.0) -> None:
-        """Make a process in which nothing runs yet."""
-        self.world = world
-        self.name = name
-        self.rate = rate
-        self.boot = boot
-        self.wall = 0.0
-        self.dead = False
-        self.paused_until = 0.0
-        self.cut_until: dict[str, float] = {}
-        self.lag = self.lag_until = 0.0
-        self.threads: list[Thread] = []
-        self.sessions: list[Any] = []
-        self.page: Any = None
-        self.worker: Any = None
-        self.disturbed_until = -1.0
+    world: World
+    name: str
+    # How fast its monotonic clock goes, and what it showed in the beginning; by how much the other is ahead.
+    rate: float = 1.0
+    boot: float = 0.0
+    wall: float = 0.0
+    dead: bool = False
+    paused_until: float = 0.0
+    # Until when nothing comes through between it and a peer.
+    cut_until: dict[str, float] = field(default_factory=dict)
+    # Everything takes so much longer for a while.
+    lag: float = 0.0
+    lag_until: float = 0.0
+    # Until when it was held up, or cut off, or will be.
+    disturbed_until: float = -1.0
+    threads: list[Thread] = field(default_factory=list)
+    # Its connections, which the operating system closes when it dies.
+    sessions: list[Any] = field(default_factory=list)
+    # Its trust page, and its main loop, if it has them.
+    page: Any = None
+    worker: Any = None
 
     def __str__(self) -> str:
         """Return its name."""
         return self.name
 
     def monotonic(self) -> float:
-        """Return what its monotonic clock shows."""
         return self.boot + self.world.now * self.rate
 
     def time(self) -> float:
-        """Return what its clock shows, in seconds since the epoch."""
         return BEGINNING.timestamp() + self.world.now + self.wall
 
     def kill(self) -> None:
@@ -168,7 +153,6 @@ class Process:
         return held_up
 
     def disturb(self, until: float) -> None:
-        """Note that it is held up, or cut off, until then."""
         self.disturbed_until = max(self.disturbed_until, until)
 
     def reaches(self, peer: str) -> float:
@@ -178,19 +162,44 @@ class Process:
         return max(world.now, self.cut_until.get(peer, 0.0)) + latency
 
     def run(self, target: Callable[[], object], name: str) -> Thread:
-        """Run something in a thread of this process."""
         thread = Thread(target=target, name=name)
         thread.process = self
         thread.start()
         return thread
 
     def asked(self, question: Callable[[], Any]) -> Any:
-        """Return an answer as it is by this process' clocks."""
         before, self.world.process = self.world.process, self
         try:
             return question()
         finally:
             self.world.process = before
+
+
+class Line:
+    """A connection of a process with a peer: what is sent either way comes in that order."""
+
+    def __init__(self, process: Process, peer: str) -> None:
+        """Prepare."""
+        self.process = process
+        self.world = process.world
+        self.peer = peer
+        self._said = self._heard = 0.0
+
+    def dial(self, operation: str, patience: float, error: Exception) -> None:
+        """Wait until the peer is reached, or raise an error."""
+        self.process.step(operation)
+        seconds = self.process.reaches(self.peer) - self.world.now
+        sleep(min(seconds, patience))
+        if seconds > patience:
+            raise error
+
+    def to_peer(self, call: Callable[..., object], *args: Any) -> None:
+        self._said = max(self._said, self.process.reaches(self.peer))
+        self.world.at(self._said, call, *args)
+
+    def from_peer(self, call: Callable[..., object], *args: Any) -> None:
+        self._heard = max(self._heard, self.process.reaches(self.peer))
+        self.world.at(self._heard, call, *args)
 
 
 def sleep(seconds: float) -> None:
@@ -223,30 +232,25 @@ class Thread:
         self._joining: list[Callable[[], None]] = []
 
     def start(self) -> None:
-        """Begin to run in a moment."""
         self._alive = True
         self._greenlet = greenlet(self._run, self.process.world.hub)
         self.process.threads.append(self)
         self.process.world.soon(self._resume, None, self.ticket)
 
     def run(self) -> None:
-        """Do what the thread is for."""
         if self._target is not None:
             self._target()
 
     def is_alive(self) -> bool:
-        """Tell whether it runs."""
         return self._alive
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for its end."""
         if self._alive:
             event = Event()
             self._joining.append(event.set)
             event.wait(timeout)
 
     def end(self) -> None:
-        """End it, wherever it is."""
         if self._greenlet:
             self._greenlet.throw()
 
@@ -317,27 +321,32 @@ class Event:
         self._wakers: list[Callable[[], None]] = []
 
     def is_set(self) -> bool:
-        """Tell whether it is set."""
         return self._set
 
     def set(self) -> None:
-        """Set it."""
         self._set = True
         wakers, self._wakers = self._wakers, []
         for wake in wakers:
             wake()
 
     def clear(self) -> None:
-        """Set it no more."""
         self._set = False
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set."""
+    def wait(self, timeout: float | None = None, other: Any = None) -> bool:
+        """Wait until it is set, or the other says something."""
         if not self._set and (timeout is None or timeout > 0):
             thread = running()
-            self._wakers.append(thread.waker())
-            thread.park(None if timeout is None else _present.now + timeout / thread.process.rate)
+            wake = thread.waker()
+            self._wakers.append(wake)
+            if other is not None:
+                other.when_readable(wake)
+            thread.park(_after(timeout))
         return self._set
+
+
+def _after(timeout: float | None) -> float | None:
+    """Return when a time is over that the running process measures."""
+    return None if timeout is None else _present.now + timeout / _present.process.rate
 
 
 class Lock:
@@ -376,14 +385,12 @@ class Condition(Lock):
         self._waiting: list[Callable[[], None]] = []
 
     def notify_all(self) -> None:
-        """Wake all who wait."""
         waiting, self._waiting = self._waiting, []
         for wake in waiting:
             wake()
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-        """Wait until something is so."""
-        until = None if timeout is None else _present.now + timeout / _present.process.rate
+        until = _after(timeout)
         while not (result := predicate()) and (until is None or _present.now < until):
             thread = running()
             depth, self._depth = self._depth, 1
@@ -395,71 +402,43 @@ class Condition(Lock):
         return result
 
 
-class Requests:
+class Doorbell(Event):
+    """Takes the place of `celery_pgleader.threads.Doorbell`."""
+
+    def wait(self, timeout: float | None = None, other: Any = None) -> bool:
+        rung = super().wait(timeout, other)
+        self.clear()
+        return rung
+
+    def close(self) -> None:
+        pass
+
+
+class Requests(Doorbell):
     """Takes the place of `celery_pgleader.election.requests.Requests`."""
 
     def __init__(self) -> None:
         """Begin empty."""
+        super().__init__()
         self._items: deque[Any] = deque()
         self._process = _present.process
-        self._wake: Callable[[], None] | None = None
 
     def put(self, item: Any) -> None:
-        """Leave a request, which who waits for the server sees at the next glance."""
         self._items.append(item)
-        if self._wake is not None:
-            self._wake()
+        self.set()
+        # Who waits for the server sees it at the next glance.
         for session in self._process.sessions:
             _present.at(_present.now + _present.random.random() * GLANCE, session.poke)
 
     def take(self) -> Any:
-        """Return the oldest request, or none."""
         return self._items.popleft() if self._items else None
 
     def pending(self) -> bool:
-        """Tell whether there is one."""
         return bool(self._items)
 
-    def wait(self, seconds: float, other: Any = None) -> None:
-        """Wait for a request, or for the server to say something."""
-        if not self._items:
-            thread = running()
-            self._wake = thread.waker()
-            if other is not None:
-                other.when_readable(self._wake)
-            thread.park(_present.now + seconds / thread.process.rate)
-            self._wake = None
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class Doorbell:
-    """Takes the place of `celery_pgleader.threads.Doorbell`."""
-
-    def __init__(self) -> None:
-        """Begin silent."""
-        self._rung = False
-        self._wake: Callable[[], None] | None = None
-
-    def set(self) -> None:
-        """Ring it."""
-        self._rung = True
-        if self._wake is not None:
-            self._wake()
-
-    def wait(self, seconds: float, other: Any) -> None:
-        """Wait until it rings, or the server says something."""
-        if not self._rung:
-            thread = running()
-            self._wake = thread.waker()
-            other.when_readable(self._wake)
-            thread.park(_present.now + seconds / thread.process.rate)
-            self._wake = None
-        self._rung = False
-
-    def close(self) -> None:
-        """Do nothing."""
+    def wait(self, timeout: float | None = None, other: Any = None) -> bool:
+        self._set = self.pending()
+        return super().wait(timeout, other)
 
 
 class SimpleQueue:
@@ -471,16 +450,13 @@ class SimpleQueue:
         self._filled = Event()
 
     def empty(self) -> bool:
-        """Tell whether there is nothing in it."""
         return not self._items
 
     def put(self, item: Any) -> None:
-        """Put something in."""
         self._items.append(item)
         self._filled.set()
 
     def get(self) -> Any:
-        """Wait for something, and take it out."""
         while not self._items:
             self._filled.clear()
             self._filled.wait()
@@ -492,13 +468,16 @@ class Clock:
 
     @staticmethod
     def monotonic() -> float:
-        """Return what the monotonic clock shows."""
         return _present.process.monotonic()
 
     @staticmethod
     def time() -> float:
-        """Return what the other one shows."""
         return _present.process.time()
+
+
+def chance() -> float:
+    """Take the place of `random.random`."""
+    return _present.random.random()
 
 
 class Datetime(datetime):
@@ -506,6 +485,5 @@ class Datetime(datetime):
 
     @classmethod
     def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]  # never without a zone
-        """Return what the clock of the running process shows."""
         process = _present.process
         return (BEGINNING + timedelta(seconds=_present.now + process.wall)).astimezone(tz)

@@ -6,7 +6,7 @@ The environment says what it is: `FLEET_DATABASE_URL`, `FLEET_NAME`, `FLEET_LOCK
 It tells facts on stdout:
 
     {"event": "ready"}
-    {"event": "leader", "value": true, "term": 7}
+    {"event": "leader", "value": true, "term": 7, "at": 1768478400.0}
     {"event": "notification", "channel": "orders", "payload": ...}
     {"event": "notified"} or {"event": "refused", "reason": "..."}    the end of a `notify`
     {"event": "trusted", "value": true}                               the answer to an `ask`
@@ -19,7 +19,7 @@ and obeys commands from stdin:
     {"stop": true}
 
 A closed stdin stops it too: whoever started it is gone. The Node programs in `tests/interop/node` speak the same,
-but for `ask`.
+but for `ask` and `at`, the time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ def notify(elector: LeaderElector, channel: str, payload: Any) -> None:
 
 def on_change(change: Change) -> None:
     """Tell that the lead was gained or lost."""
-    tell("leader", value=change.gained, term=change.term.number)
+    tell("leader", value=change.gained, term=change.term.number, at=time.time())
 
 
 def handler(channel: str) -> Callable[[Any], None]:

@@ -11,12 +11,13 @@ GLANCE = 0.05
 Value = TypeVar("Value")
 
 
-def eventually(condition: Callable[[], Value], timeout: float = 60.0) -> Value:
+def eventually(condition: Callable[[], Value], timeout: float = 60.0, glance: float = GLANCE) -> Value:
     """Wait until a condition is true, and fail if it has not become so in time.
 
     Args:
         condition: returns something true, or does not raise an `AssertionError`, once it holds.
         timeout: seconds; generous, since it only costs anything when something is wrong.
+        glance: seconds between one look and the next.
 
     Returns:
         What the condition returned.
@@ -34,4 +35,4 @@ def eventually(condition: Callable[[], Value], timeout: float = 60.0) -> Value:
             complaint = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {complaint}")
-        time.sleep(GLANCE)
+        time.sleep(glance)

@@ -1,4 +1,4 @@
-"""A ledger and a publisher in memory, for tests of those who use them."""
+"""A ledger and a publisher in memory."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
-from celery_pgleader.beat.publisher import Dispatch, Publisher
-from celery_pgleader.store import Claimed, EntryRecord, Ledger, Outcome, SlotRow
+from celery_pgleader.beat.publisher import Dispatch
+from celery_pgleader.store import Claimed, EntryRecord, Outcome, SlotRow
 from celery_pgleader.store.ledger import NO_RECORDS
 
 
-class MemoryLedger(Ledger):
+class MemoryLedger:
     """A ledger that one leader writes to, and that does what a test says to go wrong."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self) -> None:
         """Begin empty."""
         self.records: dict[str, EntryRecord] = {}
         self.rows: list[SlotRow] = []
@@ -105,7 +104,7 @@ class MemoryLedger(Ledger):
             raise self.error
 
 
-class Outbox(Publisher):
+class Outbox:
     """Keeps what is to be published."""
 
     def __init__(self) -> None:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-NAME, FENCE = r"(?:^<!-- run: (?P<name>[\w-]+) -->\n)?", r"^```(?P<language>\w+)\n(?P<code>.*?)^```$"
-BLOCK = re.compile(NAME + FENCE, re.MULTILINE | re.DOTALL)
-# As above, also where it stands in a list.
-ANY_BLOCK = re.compile(
-    NAME + r"^(?P<indent> *)```(?P<language>\w+)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+BLOCK = re.compile(
+    r"(?:^<!-- run: (?P<name>[\w-]+) -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\w+)\n(?P<code>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -46,28 +45,28 @@ class Block:
         return f"{self.page.relative_to(ROOT)}: {self.name or self.code.splitlines()[0][:40]}"
 
 
+def blocks_in(page: Path) -> list[Block]:
+    """Return the blocks of a page, in a list of it or not."""
+    return [
+        Block(page, found["name"], found["language"], dedent(found["code"]))
+        for found in BLOCK.finditer(page.read_text())
+    ]
+
+
 def all_blocks(*languages: str) -> list[Block]:
     """Return the blocks of all pages in some languages."""
-    return [block for page in PAGES for block in _blocks(page) if block.language in languages]
-
-
-def blocks_of(page: Path) -> dict[str, str]:
-    """Return the code of each block of a page; fail if one has no name, or that of another."""
-    found = [(block["name"], block["code"]) for block in BLOCK.finditer(page.read_text())]
-    names = [name for name, _ in found]
-    assert names
-    assert None not in names
-    assert len(names) == len(set(names))
-    return dict(found)
+    return [block for page in PAGES for block in blocks_in(page) if block.language in languages]
 
 
 def named_blocks(page: Path) -> dict[str, str]:
-    """Return the code of those blocks of a page that have a name."""
-    return {block.name: block.code for block in _blocks(page) if block.name is not None}
+    """Return the code of those blocks of a page that have a name; fail if two have the same."""
+    found = [(block.name, block.code) for block in blocks_in(page) if block.name is not None]
+    assert len(dict(found)) == len(found), page
+    return dict(found)
 
 
-def _blocks(page: Path) -> list[Block]:
-    return [
-        Block(page, found["name"], found["language"], dedent(found["code"]))
-        for found in ANY_BLOCK.finditer(page.read_text())
-    ]
+def blocks_of(page: Path) -> dict[str, str]:
+    """Return the code of each block of a page; fail if one has no name."""
+    named = named_blocks(page)
+    assert len(named) == len(blocks_in(page)) > 0, page
+    return named

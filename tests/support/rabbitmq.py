@@ -67,6 +67,8 @@ class RabbitMQ:
             "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
             "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            # Commands, too, would start one as a daemon, which stays.
+            "ERL_ZFLAGS": "-start_epmd false",
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._mapper: subprocess.Popen[bytes] | None = None
@@ -79,7 +81,7 @@ class RabbitMQ:
     def start(self) -> None:
         """Start, and return once it answers."""
         if self._mapper is None:
-            # Otherwise the node starts one as a daemon, which stays.
+            # Nobody else starts one.
             self._mapper = self._popen("epmd")
         self._process = self._popen(str(self._script))
         deadline = time.monotonic() + START_TIMEOUT

@@ -40,6 +40,12 @@ def entry(name: str, latest: Mark | None = None, **more: Any) -> Entry:
     return Entry(name, "shop.task", "every 0:00:30", more.get("next_slot"), more.get("paused_at"), found)
 
 
+def past(number: int, node: str, begun: float, ended: float | None, reason: str | None, gap: float | None) -> PastTerm:
+    """Return a term that began and ended so many minutes ago."""
+    end = NOW - timedelta(minutes=ended) if ended is not None else None
+    return PastTerm(number, node, NOW - timedelta(minutes=begun), end, reason, gap, gap_is_at_most=reason == "lost")
+
+
 def seen(count: int, at: datetime = NOW) -> Sight:
     """Return the sight of a leader with so many nodes and entries."""
     nodes = [
@@ -86,7 +92,7 @@ class Desk:
         self.rings = 0
         self.feed = Feed()
         self.source = FakeSource()
-        self.watcher = Watcher(CONFIG, self.source, self.ring, lambda: self.now)  # type: ignore[arg-type]  # it answers
+        self.watcher = Watcher(CONFIG, self.source, self.ring, lambda: self.now)
 
     def ring(self) -> None:
         self.rings += 1

@@ -10,7 +10,6 @@ import json
 import sys
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -22,22 +21,12 @@ from celery_pgleader.worker.candidate import Candidate
 from tests.support.eventually import eventually
 
 PATIENCE = 30.0
-LEADERS_SESSIONS = ["leader", "ledger", "listener", "relay", "steward"]
+# Those of the leader, and of its followers.
+ALL_UP = Counter(["leader", "ledger", "listener", "relay", "steward", "follower", "follower"])
 SESSIONS = """
 select split_part(application_name, ' ', 2) from pg_stat_activity
  where datname = current_database() and application_name like 'pgleader %'
 """
-
-
-@dataclass(frozen=True)
-class Holdings:
-    """What a process has at a time."""
-
-    threads: int
-    files: int
-    locks: int
-    objects: int
-    kilobytes: int
 
 
 class Trio:
@@ -75,24 +64,24 @@ class Trio:
         """Return the sessions with Postgres, by what they are for."""
         return Counter(name for (name,) in self._observer.execute(SESSIONS))
 
-    def _is_up(self) -> bool:
-        assert self.sessions() == Counter([*LEADERS_SESSIONS, "follower", "follower"])
+    def _are_up(self) -> bool:
+        assert self.sessions() == ALL_UP
         return True
 
-    def holds(self) -> Holdings:
+    def holds(self) -> dict[str, int]:
         """Return what the process has, while one leads and all of it is up."""
-        eventually(self._is_up, timeout=PATIENCE)
+        eventually(self._are_up, timeout=PATIENCE)
         ((locks,),) = self._observer.execute(
             "select count(*) from pg_locks where locktype = 'advisory' and granted"
         ).fetchall()
         gc.collect()
-        return Holdings(
-            threads=threading.active_count(),
-            files=len(list(Path("/proc/self/fd").iterdir())),
-            locks=locks,
-            objects=len(gc.get_objects()),
-            kilobytes=psutil.Process().memory_info().rss // 1024,
-        )
+        return {
+            "threads": threading.active_count(),
+            "files": len(list(Path("/proc/self/fd").iterdir())),
+            "locks": locks,
+            "objects": len(gc.get_objects()),
+            "kilobytes": psutil.Process().memory_info().rss // 1024,
+        }
 
     def stop(self) -> None:
         """Stop them."""
@@ -110,7 +99,7 @@ def main(database: str, broker: str, folder: str, changes: str, looks: str) -> N
     for number in range(1, int(changes) + 1):
         trio.change()
         if number % (int(changes) // int(looks)) == 0:
-            print(json.dumps(asdict(trio.holds())), flush=True)
+            print(json.dumps(trio.holds()), flush=True)
     trio.stop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.check import check
+from tests.chaos.check.leader_only import LATE
 from tests.chaos.check.report import Report
 from tests.chaos.check.story import LOST_ON_THE_WAY, UNKNOWN
 from tests.chaos.check.workers import KOMBUS_OWN
@@ -66,8 +68,8 @@ def led(name: str, node: str, began: float, ended: float | None, term: int, *, t
     return runs("chaos.lead", name, node, began, ended, term=term, trusted=trusted)
 
 
-def sent(task: str, name: str, at: float = 0.0) -> Fact:
-    return fact("sent", at, task=task, name=name)
+def sent(task: str, name: str, at: float = 0.0, **of: Any) -> Fact:
+    return fact("sent", at, task=task, name=name, **of)
 
 
 def entry(last: float, name: str = "each", since: float = 0.0) -> Fact:
@@ -81,7 +83,14 @@ def slot(at: float, state: str = "published", through: float | None = None, **of
 
 
 def ticks(at: float, *, task_id: str = "", began: float = 0.0, node: str = A, ended: bool = True) -> list[Fact]:
-    about = {"task": "chaos.tick", "id": task_id or f"each {at}", "entry": "each", "slot": iso(at), "node": node}
+    about = {
+        "task": "chaos.tick",
+        "id": task_id or f"each {at}",
+        "entry": "each",
+        "slot": iso(at),
+        "node": node,
+        "redelivered": False,
+    }
     run = f"{about} {began}"
     told = [fact("received", began, **about), fact("began", began, run=run, **about)]
     return [*told, *([fact("ended", began, run=run)] if ended else [])]
@@ -91,11 +100,21 @@ def fault(kind: str, began: float, at: float, node: str | None = None, term: int
     return fact("fault", at, kind=kind, node=node, term=term, began=began, **of)
 
 
-def judge(*facts: Fact | Sequence[Fact], broker: str = "rabbitmq") -> Report:
-    told = [fact("run", broker=broker), fact("recovered")]
+def of_plain(*facts: Fact) -> list[Fact]:
+    """Tell the same of an entry without a policy."""
+    return [{**one, "entry": "plain"} if "entry" in one else one for one in facts]
+
+
+def judge(*facts: Fact | Sequence[Fact], broker: str = "rabbitmq", **of: Any) -> Report:
+    told = [fact("run", broker=broker, **of), fact("recovered")]
     for one in facts:
         told += [one] if isinstance(one, dict) else one
     return check(told)
+
+
+def counted(counter: Counter[str]) -> dict[str, int]:
+    """Return what is there at all."""
+    return {name: number for name, number in counter.items() if number}
 
 
 GOOD: list[Fact] = [
@@ -121,10 +140,10 @@ def test_a_good_history() -> None:
     """Everything is counted, and nothing is wrong."""
     report = judge(GOOD)
     assert report.offences == []
-    assert report.terms == {"monotonic": True, "trusted_overlap_ms": 0.0}
-    assert report.slots == {"due": 3, "published": 1, "skipped": 2, "expired": 0, "duplicates": 0, "unaccounted": 0}
-    assert report.notifications == {"sent": 2, "handled": 2, "duplicates": 0, "lost": 0, "out_of_order": 0}
-    assert report.leader_only == {"sent": 1, "ran": 1, "ran_off_leader": 0, "overlaps": 0}
+    assert report.terms == {"number": 2, "monotonic": True, "trusted_overlap_ms": 0.0}
+    assert counted(report.slots) == {"due": 3, "published": 1, "skipped": 2}
+    assert counted(report.notifications) == {"sent": 2, "handled": 2}
+    assert counted(report.leader_only) == {"sent": 1, "ran": 1}
     assert report.faults == {"terminate": 1}
     assert report.failover_ms == {"terminate": {"median": 11.0, "max": 11.0, "n": 1}}
     assert (report.workers_died, report.tasks_failed) == (0, 0)
@@ -154,7 +173,7 @@ def test_a_term_of_the_very_end() -> None:
 def test_two_that_are_trusted_at_once() -> None:
     """For as long as both were."""
     report = judge(leads(1, A, 1.0, 2.0), leads(2, B, 1.9975, 3.0))
-    assert report.terms == {"monotonic": True, "trusted_overlap_ms": 2.5}
+    assert report.terms == {"number": 2, "monotonic": True, "trusted_overlap_ms": 2.5}
     assert not report.faultless
 
 
@@ -215,6 +234,31 @@ def test_a_run_that_nobody_could_know_to_be_the_second(facts: list[Fact]) -> Non
     assert report.allowed == {UNKNOWN: 1}
 
 
+def test_a_slot_that_is_published_again() -> None:
+    """Under its task id that is allowed, and counted; what the broker delivers again is not."""
+    again = ticks(1.0, began=5.0, ended=False)
+    report = judge(entry(1.0, "plain"), of_plain(slot(1.0), *ticks(1.0), *again))
+    assert (report.slots["republished"], report.faultless) == (1, True)
+    again[0]["redelivered"] = True
+    assert judge(entry(1.0, "plain"), of_plain(slot(1.0), *ticks(1.0), *again)).slots["republished"] == 0
+
+
+def test_slots_that_come_to_a_witness_are_not_lost_with_others() -> None:
+    """Nothing is sent to the workers that are killed, so that Redis has nothing to lose."""
+    killed = fault("kill", 1.0, 1.0, A)
+    assert judge(entry(1.0), slot(1.0), killed, broker="valkey", idle=[B]).faultless
+    assert not judge(entry(1.0), slot(1.0), killed, broker="valkey", idle=[A]).faultless
+
+
+def test_slots_of_every_entry() -> None:
+    """Each has its own steps."""
+    for name, step in (("long", 7.0), ("minute", 60.0)):
+        rows = [slot(step * number) for number in (1, 3)]
+        told = [received for number in (1, 3) for received in ticks(step * number)]
+        report = judge(entry(step * 3, name), [{**one, "entry": name} for one in (*rows, *told)])
+        assert report.offences == [f"slots: {name} of {iso(step * 2)} is not in the ledger"]
+
+
 def test_a_run_again_after_one_that_died() -> None:
     """That has to be."""
     report = judge(entry(1.0), slot(1.0), ticks(1.0, ended=False), ticks(1.0, began=5.0, node=B))
@@ -264,11 +308,54 @@ def test_a_notification_that_is_handled_twice() -> None:
     assert not report.faultless
 
 
+def test_a_notification_that_goes_to_the_witness_only() -> None:
+    """It is run once, too, and not what nobody committed."""
+    told = fact("sent", 1.0, task="chaos.witness", name="o1", key="k", began=0.9)
+    first = runs("chaos.witness", "o1", "w", 1.1, 1.2, key="k")
+    again = runs("chaos.witness", "o1", "w", 5.0, 5.1, key="k")
+    report = judge(told, first)
+    assert report.faultless
+    assert counted(report.notifications) == {"sent": 1, "handled": 1}
+    assert judge(told, first, again).notifications["duplicates"] == 1
+    assert judge(told).notifications["lost"] == 1
+    assert not judge(first).faultless
+
+
+def test_a_notification_that_is_repeated_while_the_database_is_away() -> None:
+    """The worker has to say that it could not know, unless it died."""
+    away = fault("pg-restart", 1.1, 1.4)
+    first = runs("chaos.handle", "o1", A, 1.1, 1.2, key="k", notification=7)
+    witness = runs("chaos.witness", "o1", "w", 1.1, 1.1, key="k")
+    told = [order("o1", 1.0), *first, *witness, *runs("chaos.handle", "o1", B, 1.5, 1.6, key="k", notification=7)]
+    assert judge(told, away).notifications["duplicates"] == 1
+    for excuse in (fact("unguarded", notification=7), fault("kill", 1.3, 1.3, A)):
+        report = judge(told, away, excuse)
+        assert report.faultless
+        assert report.allowed == {UNKNOWN: 1}
+    assert not judge(told, fact("unguarded", notification=7)).faultless, "the database was there"
+
+
+def test_notifications_in_figures() -> None:
+    """What is not promised is counted: doubts of those who send, deliveries again, and raw ones that nobody heard."""
+    told = [order("o1", 1.0), fact("in doubt", 0.9, name="o1"), *handled("o1", 1.1)]
+    told += runs("chaos.handle", "o1", A, 3.0, None, key="k", redelivered=True)[:1]
+    told += [sent("chaos.hear", name) for name in ("m1", "m2")] + runs("chaos.hear", "m1", A, 1.0, 1.0)
+    report = judge(told)
+    assert report.faultless
+    figures = {"in_doubt": 1, "redelivered": 1, "raw_sent": 2, "raw_lost": 1}
+    assert counted(report.notifications) == {"sent": 1, "handled": 1, **figures}
+    told += runs("chaos.hear", "m1", A, 2.0, 2.0, redelivered=True)
+    report = judge(told)
+    assert (report.notifications["raw_heard_twice"], report.faultless) == (1, True)
+
+
 def test_a_raw_notification_that_is_dispatched_twice() -> None:
     """It is at most once."""
     heard = runs("chaos.hear", "m1", A, 1.0, 1.0) + runs("chaos.hear", "m1", A, 1.0, 1.0, id="another")
     report = judge(sent("chaos.hear", "m1"), heard)
     assert report.notifications["duplicates"] == 1
+    again = runs("chaos.hear", "m1", A, 1.0, 1.0) + runs("chaos.hear", "m1", A, 2.0, 2.0)
+    assert judge(sent("chaos.hear", "m1"), again).notifications["duplicates"] == 1, "also under one task id"
 
 
 def test_notifications_out_of_order() -> None:
@@ -346,6 +433,113 @@ def test_leader_only_tasks_that_cannot_be_waited_for(facts: list[Fact]) -> None:
     assert report.leader_only["overlaps"] == 0
 
 
+def test_leader_only_tasks_beside_those_of_one_that_stood_still() -> None:
+    """A leader that was too late to renew its lead, by its own words, cannot be waited for either."""
+    late = [{**one, "reason": LATE} if one["what"] == "lost" else one for one in BESIDE]
+    report = judge(late)
+    assert report.faultless
+    assert report.allowed == {"leader-only runs that went on when their leader was late": 1}
+    assert not judge(BESIDE).faultless
+
+
+def test_a_leader_only_task_that_neither_ends_nor_dies() -> None:
+    """It counts as going on, for ever."""
+    endless = [one for one in BESIDE if one["what"] != "ended"]
+    assert judge(endless).leader_only["overlaps"] == 1
+
+
+TWICE: list[Fact] = [*leads(1, A, 1.0, 9.0), *led("l1", A, 2.0, 2.5, 1), *led("l1", A, 6.0, 6.1, 1)]
+
+
+def test_a_leader_only_task_that_is_run_again() -> None:
+    """There was no reason for it."""
+    report = judge(sent("chaos.lead", "l1"), TWICE)
+    assert report.leader_only["repeated"] == 1
+    assert not report.faultless
+
+
+@pytest.mark.parametrize(
+    ("why", "facts"),
+    [
+        ("an acknowledgement was lost", [fault("kill", 3.0, 3.0, A)]),
+        ("an acknowledgement was lost", [fault("broker-restart", 1.9, 2.1)]),
+        ("an acknowledgement was lost", [fault("deaf", 1.0, 2.1, A, link="broker")]),
+        ("an acknowledgement was lost", [fact("died", 4.0, node=A, code=1, error=KOMBUS_OWN)]),
+        ("the worker was stopped", [fault("stop", 2.6, 4.0, A)]),
+        ("the worker was cut off", [fault("pg-crash", 2.6, 2.8)]),
+        ("the worker was cut off", [fault("partition", 2.6, 2.8, A, link="postgres")]),
+        ("it was sent twice", [fact("in doubt", 0.5, name="l1")]),
+    ],
+)
+def test_a_leader_only_task_that_is_run_again_for_a_reason(why: str, facts: list[Fact]) -> None:
+    """In what had become of the earlier run, from its delivery to its acknowledgement, or in its sending."""
+    report = judge(sent("chaos.lead", "l1"), TWICE, facts, broker="valkey")
+    assert report.faultless
+    assert report.allowed[f"leader-only runs that were repeated: {why}"] == 1
+
+
+def test_a_leader_only_task_that_is_run_again_after_one_that_died() -> None:
+    """That has to be."""
+    again = [*led("l1", A, 2.0, None, 1), *led("l1", A, 6.0, 6.1, 1)]
+    report = judge(sent("chaos.lead", "l1"), leads(1, A, 1.0, 9.0), again)
+    assert report.faultless
+    assert report.allowed == {"leader-only runs that were repeated: the worker died": 1}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [fault("kill", 2.0, 2.1, B)],
+        [fault("broker-restart", 4.0, 4.5)],
+        [fault("stop", 4.0, 4.5, A)],
+        [fault("terminate", 2.1, 2.2, A)],
+        [fact("in doubt", 0.5, name="l2")],
+    ],
+    ids=["another was killed", "long after", "stopped long after", "it lived on", "another was sent twice"],
+)
+def test_a_leader_only_task_that_is_run_again_without_a_reason(facts: list[Fact]) -> None:
+    """What befell others, or came later, is none."""
+    assert judge(sent("chaos.lead", "l1"), TWICE, facts).leader_only["repeated"] == 1
+
+
+def test_acknowledgements_of_the_solo_pool() -> None:
+    """They wait for the runs of all messages that came together."""
+    stopped = fault("stop", 6.0, 6.5, A)
+    told = [sent("chaos.lead", "l1"), *leads(1, A, 1.0, 9.0)]
+    told += [*led("l1", A, 2.0, 2.5, 1), *led("l1", A, 8.0, 8.1, 1)]
+    assert judge(told, stopped, pool="solo").faultless
+    assert not judge(told, stopped, pool="prefork").faultless
+
+
+def test_links_of_a_chain() -> None:
+    """One that was never sent is not lost; one whose link before was run again is run again."""
+    links = [sent("chaos.lead", "l1"), sent("chaos.lead", "l2", after="l1"), sent("chaos.lead", "l3", after="l2")]
+    assert judge(links).offences == ["leader_only: l1 was not run by chaos.lead"]
+    kills = [fault("kill", 1.0, 1.0, A)]
+    assert judge(links, kills, broker="valkey").allowed == {LOST_ON_THE_WAY: 1}
+    ended = [*leads(1, A, 1.0, 20.0), *TWICE[4:]]
+    assert not judge(links, ended, led("l2", A, 7.0, 7.1, 1), broker="valkey").faultless, "the last link is lost"
+    thrice = [*led("l2", A, 2.6, 2.7, 1), *led("l2", A, 6.2, 6.3, 1), *led("l3", A, 7.0, 7.1, 1)]
+    report = judge(links, ended, thrice, fault("stop", 2.4, 2.5, A))
+    assert report.faultless
+    assert report.allowed["leader-only runs that were repeated: the link before was repeated"] == 1
+
+
+def test_times_of_leader_only_tasks() -> None:
+    """From the lead to the first start, if one was waiting; from a kill to the next start of what it interrupted."""
+    told = [sent("chaos.lead", "l1", 0.5), *leads(1, A, 1.0, 2.0), *led("l1", A, 1.25, None, 1)]
+    told += [fault("kill", 2.0, 2.0, A, 1), *leads(2, B, 2.1, 9.0), *led("l1", B, 3.0, 3.1, 2)]
+    report = judge(told)
+    assert report.faultless
+    assert report.restore_ms == {
+        "gained to start": {"median": 250.0, "max": 250.0, "n": 1},
+        "kill to restart": {"median": 1000.0, "max": 1000.0, "n": 1},
+    }
+    assert judge(leads(1, A, 1.0, 2.0), sent("chaos.lead", "l1", 1.1), led("l1", A, 1.2, 1.3, 1)).restore_ms == {}
+    later = sent("chaos.lead", "l1", 0.5, due=False)
+    assert judge(leads(1, A, 1.0, 2.0), later, led("l1", A, 1.2, 1.3, 1)).restore_ms == {}
+
+
 def test_a_leader_only_task_that_is_lost() -> None:
     """It was taken, and never came to its end."""
     report = judge(leads(1, A, 1.0, 2.0), sent("chaos.lead", "l1"), led("l1", A, 1.5, None, 1), broker="valkey")
@@ -404,6 +598,22 @@ def test_failovers() -> None:
     assert report.faults == {"kill": 2, "deaf": 1, "stop": 1, "clock": 1}
 
 
+@pytest.mark.parametrize("kind", ["kill", "term", "stop", "terminate", "resign", "pg-restart", "pg-crash"])
+def test_a_leader_that_nobody_follows(kind: str) -> None:
+    """After each fault that costs a leader its lead there has to be a later term."""
+    assert not judge(leads(1, A, 1.0, 9.0), fault(kind, 2.0, 2.1, None, 1)).faultless
+    assert judge(leads(1, A, 1.0, 9.0), fault("relay", 2.0, 2.1, A, 1)).faultless
+
+
+def test_a_run_that_shows_too_little() -> None:
+    """It has to have so much of everything that it is about."""
+    least = {"faults.terminate": 1, "slots.published": 1, "notifications.sent": 2, "leader_only.sent": 1}
+    assert judge(GOOD, least=least).faultless
+    for what, number in least.items():
+        report = judge(GOOD, least=least | {what: 3})
+        assert report.offences == [f"too little: {what} is {number}, and not 3"]
+
+
 def test_what_is_awaited() -> None:
     """Everything of which a run has yet to come to its end; nobody waits for raw notifications."""
     told = [
@@ -414,3 +624,7 @@ def test_what_is_awaited() -> None:
         *runs("chaos.work", "w1", A, 1.0, None),
     ]
     assert awaited(told) == {("chaos.witness", "o1"), ("chaos.work", "w1")}
+    published = [slot(1.0), slot(2.0), slot(3.0, "skipped"), *ticks(1.0)]
+    assert awaited(published) == {("chaos.tick", ("each", round((NOON + 2.0) * 1e6)))}, "they have to come"
+    alone = fact("sent", 1.0, task="chaos.witness", name="o2")
+    assert awaited([alone, sent("chaos.lead", "l1")]) == {("chaos.witness", "o2"), ("chaos.lead", "l1")}

@@ -1,4 +1,4 @@
-"""Policies of schedule entries: how they are read, what is refused in which words, and which holds for an entry."""
+"""Policies of schedule entries: how they are read, in which words they are refused, and which applies to an entry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refusal(value: object) -> str:
     return message
 
 
-def test_the_default_is_what_celery_does() -> None:
+def test_default_policy_is_what_celery_does() -> None:
     """One run makes up for all that were missed, however late; runs may overlap."""
     assert Policy() == DEFAULT
     assert (DEFAULT.misfire, DEFAULT.grace) == (Misfire.COALESCE, math.inf)
@@ -56,15 +56,14 @@ def test_the_default_is_what_celery_does() -> None:
         ),
     ],
 )
-def test_reading(given: object, policy: Policy) -> None:
-    """A dict of plain values, or a policy that was made already."""
+def test_policy_is_read_from_plain_values(given: object, policy: Policy) -> None:
+    """Or is taken as it is."""
     assert read_policies(SETTING, {"tick": given}) == {"tick": policy}
     config = Config(database_url="host=nowhere", schedule={"tick": given})  # type: ignore[dict-item]
     assert config.schedule == {"tick": policy}
 
 
-def test_grace() -> None:
-    """Slots are never too late, but with `skip`, or where it is said."""
+def test_grace_is_endless_unless_skip_or_a_number_is_given() -> None:
     assert Policy(misfire=Misfire.COALESCE).grace == math.inf
     assert Policy(misfire=Misfire.ALL).grace == math.inf
     assert Policy(misfire=Misfire.SKIP).grace == SKIP_GRACE
@@ -73,13 +72,13 @@ def test_grace() -> None:
 
 
 @pytest.mark.parametrize("value", [None, "all", [("tick", {})], 5])
-def test_what_is_no_dict_is_refused(value: object) -> None:
+def test_policies_that_are_no_dict_are_refused(value: object) -> None:
     """Even what could be made one."""
     assert refusal(value) == f"{SETTING} = {value!r}: must be a dict such as " + '{"reports.*": {"misfire": "all"}}'
 
 
 @pytest.mark.parametrize("key", ["", None, 5, ("a",), b"tick"])
-def test_a_key_that_is_no_name_is_refused(key: object) -> None:
+def test_key_that_is_no_name_is_refused(key: object) -> None:
     """The message shows the key."""
     assert refusal({key: {}}) == (
         f"{SETTING} = {key!r}: each key must be the name of an entry, or a pattern such as reports.*"
@@ -87,7 +86,7 @@ def test_a_key_that_is_no_name_is_refused(key: object) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "all", ["misfire"], True])
-def test_an_entry_without_a_dict_is_refused(value: object) -> None:
+def test_entry_without_a_dict_is_refused(value: object) -> None:
     """The message says for which entry."""
     assert refusal({"tick": {}, "tock": value}) == (
         f"{SETTING}['tock'] = {value!r}: must be a dict such as " + '{"misfire": "all", "misfire_grace": 3600}'
@@ -95,7 +94,7 @@ def test_an_entry_without_a_dict_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["ALL", "newest", None, 1, True, ["all"], {"all": 1}, "all\nskip"])
-def test_an_unknown_misfire_is_refused(value: object) -> None:
+def test_unknown_misfire_is_refused(value: object) -> None:
     """The message has the choices."""
     assert refusal({"tick": {"misfire": value}}) == (
         f"{SETTING}['tick']['misfire'] = {value!r}: must be one of coalesce, all, skip"
@@ -103,7 +102,7 @@ def test_an_unknown_misfire_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", ["Skip", "forbid", None, 0, False, ["skip"]])
-def test_an_unknown_overlap_is_refused(value: object) -> None:
+def test_unknown_overlap_is_refused(value: object) -> None:
     """The message has the choices."""
     assert refusal({"tick": {"overlap": value}}) == (
         f"{SETTING}['tick']['overlap'] = {value!r}: must be one of allow, skip, wait"
@@ -111,14 +110,14 @@ def test_an_unknown_overlap_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, math.inf, -math.inf, math.nan, 1e9, 10**400, "60", True, False, [60]])
-def test_a_grace_that_cannot_be_is_refused(value: object) -> None:
-    """It is a number of seconds, and so many before the present there was a date."""
+def test_impossible_grace_is_refused(value: object) -> None:
+    """So many seconds before the present there must have been a date."""
     rule = "must be a number of seconds above 0, and at most 315532800"
     assert refusal({"tick": {"misfire_grace": value}}) == f"{SETTING}['tick']['misfire_grace'] = {shown(value)}: {rule}"
 
 
 @pytest.mark.parametrize("value", [1, 0, "yes", None])
-def test_a_deduplicate_that_is_no_bool_is_refused(value: object) -> None:
+def test_deduplicate_that_is_no_bool_is_refused(value: object) -> None:
     """Truth is not guessed."""
     assert refusal({"tick": {"deduplicate": value}}) == (
         f"{SETTING}['tick']['deduplicate'] = {value!r}: must be True or False"
@@ -136,7 +135,7 @@ def test_a_deduplicate_that_is_no_bool_is_refused(value: object) -> None:
         (5, ""),
     ],
 )
-def test_an_unknown_policy_gets_a_hint(key: object, hint: str) -> None:
+def test_unknown_policy_is_refused_with_a_hint(key: object, hint: str) -> None:
     """A typo must not silently mean the default."""
     assert refusal({"tick": {key: "all"}}) == f"{SETTING}['tick'][{key!r}]: there is no such policy{hint}"
 
@@ -145,7 +144,7 @@ def named(**policies: str) -> dict[str, Any]:
     return {name: Policy(misfire=Misfire(misfire)) for name, misfire in policies.items()}
 
 
-def test_the_name_itself_beats_patterns() -> None:
+def test_exact_name_beats_patterns() -> None:
     """Wherever it stands."""
     policies = named(**{"reports.*": "all", "*": "skip", "reports.daily": "coalesce"})
     assert policy_of(policies, "reports.daily").misfire is Misfire.COALESCE
@@ -153,7 +152,7 @@ def test_the_name_itself_beats_patterns() -> None:
     assert policy_of(policies, "tick").misfire is Misfire.SKIP
 
 
-def test_the_first_pattern_that_matches_wins() -> None:
+def test_first_pattern_that_matches_wins() -> None:
     """In the order in which they were written."""
     assert policy_of(named(**{"*": "skip", "reports.*": "all"}), "reports.daily").misfire is Misfire.SKIP
     assert policy_of(named(**{"reports.*": "all", "*": "skip"}), "reports.daily").misfire is Misfire.ALL
@@ -162,7 +161,7 @@ def test_the_first_pattern_that_matches_wins() -> None:
     assert policy_of(read.schedule, "tick").misfire is Misfire.SKIP
 
 
-def test_without_a_match_the_default_holds() -> None:
+def test_default_policy_applies_without_a_match() -> None:
     """Names differ by case, and a pattern has to match the whole name."""
     assert policy_of({}, "tick") is DEFAULT
     policies = named(**{"Tick": "all", "reports.*": "all"})
@@ -171,7 +170,6 @@ def test_without_a_match_the_default_holds() -> None:
     assert policy_of(policies, "REPORTS.daily") is DEFAULT
 
 
-def test_a_name_that_looks_like_a_pattern_is_found() -> None:
-    """Entries are called what their owners like."""
+def test_name_that_looks_like_a_pattern_is_found() -> None:
     assert policy_of(named(**{"[nightly]": "all"}), "[nightly]").misfire is Misfire.ALL
     assert policy_of(named(**{"[nightly]": "all"}), "n").misfire is Misfire.ALL

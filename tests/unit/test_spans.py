@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +28,8 @@ from celery_pgleader.config import Config
 from celery_pgleader.election import Term
 from celery_pgleader.notifications.dispatcher import Dispatcher
 from celery_pgleader.notifications.payload import Notification
-from tests.unit.test_relay import Desk, make
+from tests.support.memory import MemoryLedger, Outbox
+from tests.unit.notifications.test_relay import Desk, make
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
@@ -59,8 +59,8 @@ def trace_of(headers: dict[str, Any]) -> tuple[int, int]:
     return context.trace_id, context.span_id
 
 
-def test_a_span_with_a_cause(exported: InMemorySpanExporter) -> None:
-    """It is linked to that, and is a trace of its own; what is sent inside of it carries it."""
+def test_span_is_linked_to_its_cause(exported: InMemorySpanExporter) -> None:
+    """It is a trace of its own; what is sent inside of it carries it."""
     headers: dict[str, Any] = {"pgleader_term": 7}
     with spans.span("claim", {"slots": 2}) as cause:
         pass
@@ -75,8 +75,8 @@ def test_a_span_with_a_cause(exported: InMemorySpanExporter) -> None:
     assert headers["pgleader_term"] == 7
 
 
-def test_the_publisher(exported: InMemorySpanExporter, app: Celery) -> None:
-    """Each attempt is a span; one that failed says so."""
+def test_each_attempt_to_publish_is_a_span(exported: InMemorySpanExporter, app: Celery) -> None:
+    """A failed one says so."""
     settled = Event()
     attempts: list[bool] = []
 
@@ -98,29 +98,12 @@ def test_the_publisher(exported: InMemorySpanExporter, app: Celery) -> None:
     assert published.attributes == {"pgleader.entry": "tick", "pgleader.slot": "2026-11-24T12:01:00+00:00"}
 
 
-class FakeLedger:
-    """Accepts every claim."""
-
-    def entries(self) -> dict[str, Any]:
-        return {}
-
-    def claimed(self) -> list[Any]:
-        return []
-
-    def register(self, entries: Any) -> None:
-        self.registered = entries
-
-    def claim(self, rows: Any, records: Any) -> set[str]:
-        return {row.entry for row in rows}
-
-
-def test_a_claim_is_the_cause_of_its_publications(exported: InMemorySpanExporter, app: Celery) -> None:
+def test_claim_is_the_cause_of_its_publications(exported: InMemorySpanExporter, app: Celery) -> None:
     """Of all slots that were claimed together."""
     now = [NOON]
-    put: list[Dispatch] = []
-    publisher = SimpleNamespace(put=put.append)
+    outbox = Outbox()
     config = Config(database_url="host=db", election="shop")
-    keeper = SlotKeeper(config, Term(7, "shop", "a", 1), FakeLedger(), publisher, lambda: now[0])  # type: ignore[arg-type]  # stand-ins
+    keeper = SlotKeeper(config, Term(7, "shop", "a", 1), MemoryLedger(), outbox, lambda: now[0])
     entries = {
         name: ScheduleEntry(name, "proj.tick", NOON, schedule=schedule(60.0, app=app), app=app)
         for name in ("one", "two")
@@ -133,11 +116,10 @@ def test_a_claim_is_the_cause_of_its_publications(exported: InMemorySpanExporter
             keeper.publish(entries[name], claim)
     (span,) = exported.get_finished_spans()
     assert span.attributes == {"pgleader.election": "shop", "pgleader.term": 7, "pgleader.slots": 2}
-    assert [dispatch.cause for dispatch in put] == [span.context, span.context]
+    assert [dispatch.cause for dispatch in outbox.dispatches] == [span.context, span.context]
 
 
-def test_a_raw_notification(exported: InMemorySpanExporter, app: Celery) -> None:
-    """Its tasks belong to one span."""
+def test_tasks_of_a_raw_notification_belong_to_one_span(exported: InMemorySpanExporter, app: Celery) -> None:
     sent: list[dict[str, Any]] = []
 
     def note(headers: Any = None, **_: Any) -> None:
@@ -155,8 +137,8 @@ def test_a_raw_notification(exported: InMemorySpanExporter, app: Celery) -> None
     assert len(sent) == 2
 
 
-def test_a_durable_notification(exported: InMemorySpanExporter) -> None:
-    """Each is a span, which says if it failed."""
+def test_each_durable_notification_is_a_span(exported: InMemorySpanExporter) -> None:
+    """A failed one says so."""
     desk = Desk(make(1), make(2, payload='"bad"'))
     sent: list[dict[str, Any]] = []
     send = desk.task.apply_async
@@ -173,8 +155,7 @@ def test_a_durable_notification(exported: InMemorySpanExporter) -> None:
     assert two.status.status_code is trace.StatusCode.ERROR
 
 
-def test_without_the_api() -> None:
-    """There is nothing, and everything works."""
+def test_spans_do_nothing_without_opentelemetry() -> None:
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "from celery_pgleader.spans import carry, span\n"

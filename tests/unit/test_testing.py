@@ -58,8 +58,8 @@ def term_of_message(self: Any, _value: Any) -> int:
     return term
 
 
-def test_a_leader_only_task_runs_where_the_node_leads_only(app: Celery) -> None:
-    """As a follower would, it gives the task back."""
+def test_leader_only_task_runs_only_while_the_node_leads(app: Celery) -> None:
+    """As a follower would, the node gives it back."""
     task = register(app, current_leadership, name="rebuild", leader_only=True)
     with FakeNode(app) as node:
         assert task.delay().state == "REJECTED"
@@ -72,8 +72,8 @@ def test_a_leader_only_task_runs_where_the_node_leads_only(app: Celery) -> None:
         assert task.apply().state == "REJECTED"
 
 
-def test_leadership_is_lost_in_the_middle_of_a_task(app: Celery, node: FakeNode) -> None:
-    """And one that is gained again is another."""
+def test_task_sees_that_leadership_is_lost_while_it_runs(app: Celery, node: FakeNode) -> None:
+    """Leadership that is gained again is another."""
     done = []
 
     def rebuild(*, regain: bool) -> None:
@@ -95,8 +95,8 @@ def test_leadership_is_lost_in_the_middle_of_a_task(app: Celery, node: FakeNode)
     assert done == [0, 0]
 
 
-def test_terms_rise(node: FakeNode) -> None:
-    """Also if the last one was not lost before."""
+def test_term_numbers_rise(node: FakeNode) -> None:
+    """Also if the last term was not lost before."""
     first, second = node.gain(), node.gain()
     assert second.number > first.number
     assert (second.election, second.node) == ("shop", "fake@localhost")
@@ -104,8 +104,8 @@ def test_terms_rise(node: FakeNode) -> None:
     assert not node.leadership.trusted(first)
 
 
-def test_while_the_node_does_not_lead_another_one_does(app: Celery) -> None:
-    """Whose terms are others."""
+def test_another_node_leads_while_this_one_does_not(app: Celery) -> None:
+    """Its terms are others."""
     task = register(app, term_of_message, name="term", bind=True)
     app.conf.pgleader_channels = {"orders": task.name}
     with FakeNode(app) as node:
@@ -116,8 +116,8 @@ def test_while_the_node_does_not_lead_another_one_does(app: Celery) -> None:
         assert node.dispatch("orders", 1)[0].get() > own
 
 
-def test_signals_are_sent(node: FakeNode) -> None:
-    """In order, with what they carry in a worker."""
+def test_signals_are_sent_in_order(node: FakeNode) -> None:
+    """With what they carry in a worker."""
     heard: list[tuple[Any, ...]] = []
 
     def on_gained(sender: str, term: Any, reason: str, **_: Any) -> None:
@@ -143,7 +143,7 @@ def test_signals_are_sent(node: FakeNode) -> None:
     ]
 
 
-def test_what_a_receiver_raises_is_raised(node: FakeNode) -> None:
+def test_error_of_a_receiver_is_raised(node: FakeNode) -> None:
     """In a worker it would be in the log only."""
 
     def on_gained(**_: Any) -> None:
@@ -157,7 +157,7 @@ def test_what_a_receiver_raises_is_raised(node: FakeNode) -> None:
         leadership_gained.disconnect(on_gained)
 
 
-def test_handlers_get_payload_and_headers(app: Celery) -> None:
+def test_handler_gets_payload_and_headers(app: Celery) -> None:
     """As a leader dispatches a durable notification: to each route, under a task id of its own."""
 
     def told(self: Task[..., Any], value: Any) -> Any:
@@ -181,8 +181,7 @@ def test_handlers_get_payload_and_headers(app: Celery) -> None:
         assert node.dispatch("far", {}) == []
 
 
-def test_raw_notifications(app: Celery, node: FakeNode) -> None:
-    """Their payload is text, and is decoded as the route says."""
+def test_raw_payload_is_decoded_as_its_route_says(app: Celery, node: FakeNode) -> None:
 
     @on_notification("log", decode="text")
     @on_notification("numbers")
@@ -204,8 +203,8 @@ def test_raw_notifications(app: Celery, node: FakeNode) -> None:
         del registry._registered[-2:]  # noqa: SLF001 - the app is gone after the test
 
 
-def test_an_entry_runs_with_its_slot(app: Celery, node: FakeNode) -> None:
-    """And with its arguments; the slot is in UTC."""
+def test_entry_runs_with_its_slot_and_arguments(app: Celery, node: FakeNode) -> None:
+    """The slot is in UTC."""
 
     def report(*args: Any, **kwargs: Any) -> Any:
         return current_slot(), args, kwargs
@@ -229,7 +228,7 @@ def test_an_entry_runs_with_its_slot(app: Celery, node: FakeNode) -> None:
     assert node.publish("daily", at=AT).id == node.publish("daily", at=AT).id
 
 
-def test_policies_count(app: Celery) -> None:
+def test_policies_apply_to_published_entries(app: Celery) -> None:
     """The same slot is not run again, and runs do not overlap, where that is asked for."""
     runs = []
 
@@ -255,7 +254,7 @@ def test_policies_count(app: Celery) -> None:
         assert runs == ["alone"] * 2
 
 
-def test_what_a_task_raises_is_raised(app: Celery, node: FakeNode) -> None:
+def test_error_of_a_task_is_raised(app: Celery, node: FakeNode) -> None:
     """Whatever the app says of eager errors; a retry is made."""
     app.conf.task_eager_propagates = False
     attempts = []
@@ -272,7 +271,7 @@ def test_what_a_task_raises_is_raised(app: Celery, node: FakeNode) -> None:
     assert attempts[0] == attempts[1]
 
 
-def test_what_notify_would_have_sent(node: FakeNode) -> None:
+def test_notify_is_recorded_and_not_sent(node: FakeNode) -> None:
     """With the connection in whose transaction it would have been."""
     connection = object()
     notify("orders", {"ids": (1, 2)}, key="tea", connection=connection)
@@ -295,7 +294,7 @@ def test_what_notify_would_have_sent(node: FakeNode) -> None:
         (lambda node: node.dispatch_raw("orders", "1"), "no task nowhere in app shop"),
     ],
 )
-def test_what_is_not_there_is_said(app: Celery, call: Any, message: str) -> None:
+def test_unknown_name_is_refused_with_a_hint(app: Celery, call: Any, message: str) -> None:
     """A test that names something wrongly must not pass."""
     register(app, current_slot, name="rebuild")
     app.conf.update(beat_schedule={"daily": {"task": "rebuld", "schedule": 1}}, pgleader_channels={"orders": "nowhere"})
@@ -304,27 +303,27 @@ def test_what_is_not_there_is_said(app: Celery, call: Any, message: str) -> None
     assert str(caught.value) == message
 
 
-def test_a_time_needs_a_zone(app: Celery, node: FakeNode) -> None:
+def test_time_without_a_zone_is_refused(app: Celery, node: FakeNode) -> None:
     """Slots are instants."""
     app.conf.beat_schedule = {"daily": {"task": "any", "schedule": 1}}
     with pytest.raises(ValueError, match="must have a time zone"):
         node.publish("daily", at=datetime(2030, 1, 1))  # noqa: DTZ001 - that is the point
 
 
-def test_the_settings_of_the_app_are_checked(app: Celery) -> None:
+def test_settings_of_the_app_are_checked(app: Celery) -> None:
     """As at a worker's start, but for the database."""
     app.conf.pgleader_tll = 3
     with pytest.raises(ConfigurationError, match="did you mean pgleader_ttl"):
         FakeNode(app)
 
 
-def test_a_node_leads_inside_of_with_only(app: Celery) -> None:
+def test_node_outside_of_with_cannot_lead(app: Celery) -> None:
     """Tasks would not know of it."""
     with pytest.raises(RuntimeError, match="inside of `with` only"):
         FakeNode(app).gain()
 
 
-def test_nothing_is_left_behind(app: Celery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_node_leaves_nothing_behind(app: Celery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither in the tasks nor in the environment, also for tasks with a class of their own."""
     monkeypatch.delenv(VARIABLE, raising=False)
     started = []

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
-from tests.chaos.check.deliveries import lost, repeated, several_ids
 from tests.chaos.check.report import Report
-from tests.chaos.check.story import Story
+from tests.chaos.check.story import Story, lost, repeated, several_ids
 from tests.chaos.history import Fact
 
-# Each is dispatched to both; who sees the order is left alone by the injector, and takes one after the other.
+# Each is dispatched to both; the one that sees the order is left alone by the injector, and takes one after the other.
+# What is sent to that one only is run once, too.
 HANDLER, WITNESS, RAW = "chaos.handle", "chaos.witness", "chaos.hear"
 
 
 def check(story: Story, report: Report) -> None:
     """Look at what was committed, and what was run."""
-    sent = story.sent(HANDLER)
-    missing = [what for task in (HANDLER, WITNESS) for what in lost(story, report, task, sent)]
-    duplicates = [what for task in (HANDLER, WITNESS, RAW) for what in several_ids(story, task)]
-    duplicates += repeated(story, report, story.runs_of(HANDLER))
+    once = {(task, name): fact for task in (HANDLER, WITNESS) for name, fact in story.sent(task).items()}
+    sent, raw = {name: fact for (_, name), fact in once.items()}, story.sent(RAW)
+    missing = lost(story, report, HANDLER, story.sent(HANDLER)) + lost(story, report, WITNESS, sent)
+    duplicates = several_ids(story, HANDLER) + several_ids(story, WITNESS)
+    came = Counter(f["name"] for f in story.of("received") if f["task"] == RAW and not f["redelivered"])
+    duplicates += [f"{name} was dispatched {number} times" for name, number in came.items() if number > 1]
+    duplicates += repeated(story, report, [run for run in story.runs if (run.task, run.about[0]) in once])
     disorder = _out_of_order(story, sent)
+    deliveries = [(fact["task"], fact["id"]) for fact in story.of("received") if fact["task"] in {HANDLER, WITNESS}]
+    heard = Counter(run.about[0] for run in story.runs_of(RAW))
     report.notifications.update(
         sent=len(sent),
-        handled=sum((HANDLER, (name,)) in story.done for name in sent),
+        in_doubt=sum(fact["name"] in sent for fact in story.of("in doubt")),
+        handled=sum((task, (name,)) in story.done for task, name in once),
+        redelivered=len(deliveries) - len(set(deliveries)),
         duplicates=len(duplicates),
         lost=len(missing),
         out_of_order=len(disorder),
+        raw_sent=len(raw),
+        raw_lost=len(raw.keys() - heard.keys()),
+        raw_heard_twice=sum(number > 1 for number in heard.values()),
     )
     dead = [f"{fact['name']} is a dead letter: {fact['error']}" for fact in story.of("dead letter")]
-    made_up = [f"{name} was never committed" for task, (name, *_) in story.done if task == HANDLER and name not in sent]
+    done = [run for run in story.runs if run.done and run.task in {HANDLER, WITNESS}]
+    made_up = [f"{run} was never committed" for run in done if run.about[0] not in sent]
     report.offences += [f"notifications: {what}" for what in (*missing, *duplicates, *disorder, *dead, *made_up)]
 
 

@@ -1,11 +1,12 @@
-"""A history, sorted by who told of what."""
+"""A history, sorted; and what holds for whatever is sent: it comes, has one task id, and is not repeated knowingly."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tests.chaos.check.report import Report
 from tests.chaos.history import Fact
 
 # What a thing was sent for: its name, or an entry and its slot.
@@ -23,28 +24,17 @@ UNKNOWN = "runs repeated, or beside each other, while the database was away or a
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a task.
-
-    Attributes:
-        task: its name.
-        id: of the task; the same for each delivery.
-        about: what it was sent for.
-        node: where it ran.
-        began: monotonic seconds.
-        ended: the same, or infinite if it did not come to its end.
-        term: leader-only: under which it was begun.
-        trusted: leader-only: whether that was the present term.
-
-    """
+    """One run of a task; it was sent for what it is about."""
 
     task: str
-    id: str
+    id: str  # This is the same for each delivery.
     about: About
     node: str
     began: float
-    ended: float
-    term: int
-    trusted: bool
+    ended: float  # This is infinite if it did not come to its end.
+    term: int  # A leader-only run was begun under this one,
+    trusted: bool  # and it was the present one or not.
+    notification: int | None  # The run is for that of this number.
 
     @property
     def done(self) -> bool:
@@ -62,12 +52,15 @@ class Story:
             self._told[fact["what"]].append(fact)
         self.gained = sorted(self.of("gained"), key=lambda fact: fact["at"])
         self.faults = sorted(self.of("fault"), key=lambda fact: fact["began"])
+        self.run = next(iter(self.of("run")), {})
         # Redis loses messages: kombu pops one before it is noted that it was taken.
-        self.on_redis = any(fact["broker"] == "valkey" for fact in self.of("run"))
+        self.on_redis = self.run.get("broker") == "valkey"
+        self.unguarded = {fact["notification"] for fact in self.of("unguarded")}
         self.runs = self._runs()
         self.done = {(run.task, run.about) for run in self.runs if run.done}
-        # From each connection that breaks, it loses one message at most.
+        # From each connection that breaks, it loses one message at most; to some workers none is sent.
         broken = [f for f in self.faults if f["kind"] == "kill" or f.get("link") == "broker"] + self.of("died")
+        broken = [fact for fact in broken if fact["node"] not in self.run.get("idle", ())]
         restarts = sum(fact["kind"] == "broker-restart" for fact in self.faults)
         self.redis_may_lose = len(broken) + restarts * len({fact["node"] for fact in self.of("received")})
         self.received = {(fact["task"], about(fact)) for fact in self.of("received")}
@@ -85,50 +78,42 @@ class Story:
         return [run for run in self.runs if run.task == task]
 
     def end_of(self, run: Run) -> float:
-        """Return when a run ended, or was killed; if nothing is known of it, when it began."""
+        """Return when a run ended, or its worker died."""
         if run.done:
             return run.ended
-        deaths = [f["at"] for f in self.faults if f["kind"] == "kill" and f["node"] == run.node]
-        return min((at for at in deaths if at >= run.began), default=run.began)
+        kills = [fault for fault in self.faults if fault["kind"] == "kill"]
+        deaths = [fact["at"] for fact in (*kills, *self.of("died")) if fact["node"] == run.node]
+        return min((at for at in deaths if at >= run.began), default=float("inf"))
 
     def died(self, run: Run) -> bool:
         """Tell whether the worker of a run died during the run, or just after."""
         until = self.end_of(run) + WRITTEN_WITHIN
-        kills = (f for f in self.faults if f["kind"] == "kill" and f["node"] == run.node)
         # That a worker has ended by itself is only seen some time later.
-        others = (f for f in self.of("died") if f["node"] == run.node and f["at"] < until + 10)
-        return any(f["began"] <= until and f["at"] >= run.began for f in kills) or any(
-            f["at"] >= run.began for f in others
+        return self.harmed(run.began, until, {"kill"}, run.node) or any(
+            run.began <= fact["at"] < until + 10 for fact in self.of("died") if fact["node"] == run.node
         )
 
     def knew(self, first: Run, second: Run) -> bool:
         """Tell whether the worker of a second run could know of the first: not if the database is away or it died."""
         return not (
             self.died(first)
-            or self.postgres_away(first.began, first.ended + WRITTEN_WITHIN)
-            or self.partitioned(first.node, first.began, first.ended + WRITTEN_WITHIN)
-            or self.postgres_away(second.began - WRITTEN_WITHIN, second.began)
-            or self.partitioned(second.node, second.began - GUARD_PATIENCE, second.began)
+            or self.cut_off(first.node, first.began, first.ended + WRITTEN_WITHIN)
+            or self.harmed(second.began - WRITTEN_WITHIN, second.began, POSTGRES)
+            or self.harmed(second.began - GUARD_PATIENCE, second.began, PARTITIONS, second.node, "postgres")
         )
 
-    def postgres_away(self, since: float, until: float) -> bool:
-        """Tell whether Postgres was down at some time of these."""
-        return any(f["began"] <= until and f["at"] >= since for f in self.faults if f["kind"] in POSTGRES)
+    def cut_off(self, node: str, since: float, until: float) -> bool:
+        """Tell whether a worker had no line to Postgres, or a bad one, or Postgres was down, at some time of these."""
+        return self.harmed(since, until, POSTGRES) or self.harmed(since, until, PARTITIONS, node, "postgres")
 
-    def partitioned(self, node: str, since: float, until: float) -> bool:
-        """Tell whether a worker had no line to Postgres, or a bad one, at some time of these."""
+    def harmed(
+        self, since: float, until: float, kinds: Collection[str], node: str | None = None, link: str | None = None
+    ) -> bool:
+        """Tell whether a server, or a node or a link of it, suffered one of these faults at some time of these."""
         return any(
             fault["began"] <= until and fault["at"] >= since
             for fault in self.faults
-            if fault["kind"] in PARTITIONS and fault["link"] == "postgres" and fault["node"] == node
-        )
-
-    def stopped(self, node: str, since: float, until: float) -> bool:
-        """Tell whether a worker was stopped at some time of these."""
-        return any(
-            fault["began"] <= until and fault["at"] >= since
-            for fault in self.faults
-            if fault["kind"] == "stop" and fault["node"] == node
+            if fault["kind"] in kinds and fault["node"] == node and fault.get("link") == link
         )
 
     def _runs(self) -> list[Run]:
@@ -143,6 +128,7 @@ class Story:
                 ended.get(fact["run"], float("inf")),
                 fact.get("term", 0),
                 fact.get("trusted", False),
+                fact.get("notification"),
             )
             for fact in self.of("began")
         ]
@@ -152,3 +138,41 @@ class Story:
 def about(fact: Fact) -> About:
     """Return what a message or a run was sent for."""
     return (fact["entry"], fact["slot"]) if "slot" in fact else (fact["name"],)
+
+
+def lost(story: Story, report: Report, task: str, sent: Mapping[str, Fact]) -> list[str]:
+    """Return what was sent to a task and never came to its end."""
+    missing = [name for name in sorted(sent) if (task, (name,)) not in story.done]
+    never_came = {name for name in missing if (task, (name,)) not in story.received}
+    # A link of a chain is sent when the one before it has ended.
+    unsent = {name for name in never_came if sent[name].get("after") in missing}
+    on_the_way = never_came - unsent if story.on_redis else set()
+    if on_the_way:
+        report.allowed[LOST_ON_THE_WAY] += len(on_the_way)
+    return [f"{name} was not run by {task}" for name in missing if name not in on_the_way | unsent]
+
+
+def several_ids(story: Story, task: str) -> list[str]:
+    """Return what came under more than one task id: nobody could tell that it is the same."""
+    ids: dict[About, set[str]] = defaultdict(set)
+    for fact in story.of("received"):
+        if fact["task"] == task:
+            ids[about(fact)].add(fact["id"])
+    return [f"{' of '.join(what)} has {len(own)} task ids" for what, own in ids.items() if len(own) > 1]
+
+
+def repeated(story: Story, report: Report, runs: Sequence[Run]) -> list[str]:
+    """Return runs that repeat one that had come to its end, or was under way, where their worker could know."""
+    wrong = []
+    earlier: dict[str, Run] = {}
+    for run in runs:
+        before = earlier.get(run.id)
+        if before is not None and before.done:
+            # Of a notification, the worker has to have said that it could not know.
+            said = run.notification is None or run.notification in story.unguarded or story.died(before)
+            if story.knew(before, run) or not said:
+                wrong.append(f"{run} repeats {before}")
+            else:
+                report.allowed[UNKNOWN] += 1
+        earlier[run.id] = run
+    return wrong

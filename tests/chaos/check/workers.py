@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.chaos.check.deliveries import lost
 from tests.chaos.check.report import Report
-from tests.chaos.check.story import LOST_ON_THE_WAY, Story
+from tests.chaos.check.story import LOST_ON_THE_WAY, Story, lost
 
 TASK = "chaos.work"
 # So many messages of the schedule may be on their way whenever one looks.
@@ -26,11 +25,9 @@ def check(story: Story, report: Report) -> None:
         report.tasks_failed += 1
         report.offences.append(f"tasks: {fact['task']}[{fact['id']}] failed: {fact['error']}")
     report.offences += [f"tasks: {what}" for what in lost(story, report, TASK, story.sent(TASK))]
-    if report.allowed[LOST_ON_THE_WAY] > story.redis_may_lose:
-        gone = (
-            f"{report.allowed[LOST_ON_THE_WAY]} messages are gone, of which Redis lost {story.redis_may_lose} at most"
-        )
-        report.offences.append(f"workers: {gone}")
+    gone, may_be = report.allowed[LOST_ON_THE_WAY], story.redis_may_lose
+    if gone > may_be:
+        report.offences.append(f"workers: {gone} messages are gone, of which Redis lost {may_be} at most")
     for fact in story.of("queue"):
         if fact["messages"] > LEFT_OVER:
             report.offences.append(f"workers: {fact['messages']} messages are left in the queue {fact['name']}")

@@ -1,1 +1,0 @@
-"""Durable notifications while everything fails: leaders, the broker and Postgres."""
