@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.eventually import eventually
 from tests.support.pages import BLOCK
+from tests.support.project import Project
 
 PAGE = Path(__file__).parents[2] / "docs" / "notifications.md"
 URL = "postgresql://shop@db/shop"
@@ -153,59 +153,28 @@ def blocks() -> dict[str, tuple[str, str]]:
     return {found["name"]: (found["language"], found["code"]) for found in BLOCK.finditer(PAGE.read_text())}
 
 
-class Project:
-    """A project that does as the page says, with a database of its own."""
+class PageProject(Project):
+    """A project that does as the page says, with an app and the table of orders."""
 
     def __init__(self, folder: Path, database: str) -> None:
-        """Prepare an app and the table of orders."""
-        self.database = database
-        self.folder = folder
-        self.environment = {
-            **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "PYTHONPATH": os.pathsep.join([str(folder), str(PAGE.parents[1])]),
-            "PGLEADER_DATABASE_URL": database,
-        }
+        """Prepare both."""
+        super().__init__(folder, database, PGLEADER_DATABASE_URL=database)
         self.write(APP)
-        self.execute(TABLE)
-        self.execute("create table told (task text, value json)")
+        self.execute(TABLE, "create table told (task text, value json)")
 
     def write(self, *code: str) -> None:
         """Write the app."""
         (self.folder / "proj.py").write_text("\n".join(code).replace(URL, self.database))
 
-    def execute(self, *statements: str, role: str | None = None) -> None:
-        """Execute SQL, each text on its own."""
-        with psycopg.connect(make_conninfo(self.database, **({"user": role} if role else {})), autocommit=True) as db:
-            for statement in statements:
-                db.execute(statement.encode())
-
-    def rows(self, query: str) -> list[Any]:
-        """Return the rows of a query."""
-        with psycopg.connect(self.database) as db:
-            return db.execute(query.encode()).fetchall()
-
     def python(self, *code: str) -> None:
         """Run Python in a process of its own."""
-        text = "\n".join(code).replace(URL, self.database)
-        self._run(sys.executable, "-W", "error", "-c", text)
-
-    def shell(self, code: str, role: str | None = None) -> str:
-        """Run a shell script; return what it printed."""
-        url = make_conninfo(self.database, **({"user": role} if role else {}))
-        return self._run("sh", "-e", "-c", code, PGLEADER_DATABASE_URL=url)
-
-    def _run(self, *command: str, **environment: str) -> str:
-        env = {**self.environment, **environment}
-        result = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        self.run(sys.executable, "-W", "error", "-c", "\n".join(code).replace(URL, self.database))
 
 
 @pytest.fixture
-def project(tmp_path: Path, database: str) -> Project:
+def project(tmp_path: Path, database: str) -> PageProject:
     """Give a project whose database has the schema."""
-    return Project(tmp_path, database)
+    return PageProject(tmp_path, database)
 
 
 @pytest.fixture
@@ -232,7 +201,7 @@ def test_every_example_of_the_page_is_run() -> None:
     assert set(names) == tested
 
 
-def test_worker_with_the_routes_runs_what_is_sent_in_each_way(project: Project, valkey: str) -> None:
+def test_worker_with_the_routes_runs_what_is_sent_in_each_way(project: PageProject, valkey: str) -> None:
     """The routes and the ways are the page's."""
     project.write(
         APP, code_of("routes"), code_of("beside"), code_of("headers"), code_of("task").replace("on_order", "confirm")
@@ -289,7 +258,7 @@ def test_worker_with_the_routes_runs_what_is_sent_in_each_way(project: Project, 
         worker.wait()
 
 
-def test_role_with_the_rights_can_send_and_not_read(project: Project, role: str) -> None:
+def test_role_with_the_rights_can_send_and_not_read(project: PageProject, role: str) -> None:
     """Without either of the two rights it cannot send."""
     project.execute(f"create role {role} login")
     send = code_of("sql")
@@ -303,7 +272,7 @@ def test_role_with_the_rights_can_send_and_not_read(project: Project, role: str)
     assert project.rows(SENT) == [("orders", "tea", {"id": 42})]
 
 
-def test_dead_letters_are_listed_sent_again_and_thrown_away(project: Project) -> None:
+def test_dead_letters_are_listed_sent_again_and_thrown_away(project: PageProject) -> None:
     """By the page's commands."""
     dead = "insert into pgleader.dead_letters (id, uid, channel, payload, sent_at, attempts, error)"
     project.execute(
@@ -322,7 +291,7 @@ def test_dead_letters_are_listed_sent_again_and_thrown_away(project: Project) ->
     assert project.rows("select 1 from pgleader.dead_letters") == []
 
 
-def test_watch_sends_what_the_page_shows_until_it_ends(project: Project) -> None:
+def test_watch_sends_what_the_page_shows_until_it_ends(project: PageProject) -> None:
     """For what the page says, and for nothing else."""
     project.shell(code_of("watch"))
     project.execute(
@@ -340,7 +309,7 @@ def test_watch_sends_what_the_page_shows_until_it_ends(project: Project) -> None
     assert len(project.rows(SENT)) == 1
 
 
-def test_watch_of_statements_sends_one_notification_for_each(project: Project) -> None:
+def test_watch_of_statements_sends_one_notification_for_each(project: PageProject) -> None:
     """If it changes rows."""
     project.shell("celery -A proj pgleader watch orders --channel orders --per statement --columns item")
     project.execute(
@@ -359,11 +328,11 @@ def test_watch_of_statements_sends_one_notification_for_each(project: Project) -
     assert sent[1][2]["rows"] == [{"key": {"id": 2}, "new": {"item": "coffee"}, "old": {"item": "jam"}}]
 
 
-def test_owner_with_the_rights_can_watch_a_table(project: Project, role: str) -> None:
+def test_owner_with_the_rights_can_watch_a_table(project: PageProject, role: str) -> None:
     """A role that writes to the table needs none of them."""
     project.execute(f"create role {role} login", f"alter table orders owner to {role}")
     project.execute(code_of("watch-rights").replace("shop_owner", role))
-    project.shell(code_of("watch"), role=role)
+    project.shell(code_of("watch"), PGLEADER_DATABASE_URL=make_conninfo(project.database, user=role))
 
     writer = f"{role}_writer"
     project.execute(f"create role {writer} login", f"grant insert on orders to {writer}")
@@ -375,7 +344,7 @@ def test_owner_with_the_rights_can_watch_a_table(project: Project, role: str) ->
 
 
 @pytest.mark.parametrize("how", ["session", "role", "url"])
-def test_nobody_is_woken_where_notify_is_off(project: Project, role: str, how: str) -> None:
+def test_nobody_is_woken_where_notify_is_off(project: PageProject, role: str, how: str) -> None:
     """Whichever way that was asked for."""
     project.execute(f"create role {role} login superuser")
     in_session, for_role = code_of("wake").replace("importer", role).splitlines()
@@ -400,7 +369,7 @@ def test_nobody_is_woken_where_notify_is_off(project: Project, role: str, how: s
     assert len(project.rows(SENT)) == 1
 
 
-def test_trigger_sends_with_the_insert(project: Project) -> None:
+def test_trigger_sends_with_the_insert(project: PageProject) -> None:
     """And only if that is committed."""
     project.execute(code_of("trigger"))
     project.execute(
@@ -409,21 +378,21 @@ def test_trigger_sends_with_the_insert(project: Project) -> None:
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
 
 
-def test_django_sends_with_the_transaction(project: Project) -> None:
+def test_django_sends_with_the_transaction(project: PageProject) -> None:
     """And only if that is committed."""
     project.python(DJANGO, code_of("django"), DJANGO_CALLS)
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
     assert project.rows("select item from orders") == [("tea",)]
 
 
-def test_sqlalchemy_sends_with_the_session(project: Project) -> None:
+def test_sqlalchemy_sends_with_the_session(project: PageProject) -> None:
     """And only if that is committed."""
     project.python(SQLALCHEMY, code_of("sqlalchemy"), SQLALCHEMY_CALLS)
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]
     assert project.rows("select item from orders") == [("tea",)]
 
 
-def test_async_session_of_sqlalchemy_sends_when_it_commits(project: Project) -> None:
+def test_async_session_of_sqlalchemy_sends_when_it_commits(project: PageProject) -> None:
     """As a session that is not."""
     project.python(SQLALCHEMY, code_of("sqlalchemy-async"), ASYNC_CALLS)
     assert project.rows(SENT) == [("orders", "tea", {"id": 1})]

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import redis
 
 from celery_pgleader.config import Config
 from celery_pgleader.election.observer import observe
 from tests.support.eventually import eventually
-from tests.support.pages import named_blocks
+from tests.support.pages import ROOT, named_blocks
 from tests.support.programs import Program
+from tests.support.project import Project
 
-ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "moving"
 PATIENCE = 60.0
 RUN = re.compile(r"report ([0-9a-f-]{36})")
@@ -28,21 +24,15 @@ RUN = re.compile(r"report ([0-9a-f-]{36})")
 BROKER, DATABASE = "redis://localhost:6379/0", "postgresql://me@localhost/postgres"
 
 
-class Site:
+class Site(Project):
     """A small project that runs somewhere, and is moved."""
 
     def __init__(self, folder: Path, database: str, broker: str, guide: str) -> None:
         """Begin with the app of the guide from `-B`, which all guides share."""
-        self.folder = folder
-        self.database = database
+        super().__init__(folder, database)
         self.broker = broker
         self.guide = named_blocks(GUIDES / guide)
         self._replaced = {BROKER: broker, DATABASE: database}
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PG", "CELERY_", "DJANGO_"))},
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
-        }
         self.programs: list[Program] = []
 
     def write(self, *code: str) -> None:
@@ -53,14 +43,9 @@ class Site:
                 text = text.replace(theirs, ours)
             file.write(text + "\n")
 
-    def shell(self, script: str, *codes: int) -> str:
-        """Run a step of the guide; return what it printed."""
-        result = subprocess.run(
-            ["sh", "-c", script], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
-        )
-        assert result.returncode in (codes or (0,)), result
-        assert "Traceback" not in result.stderr
-        return result.stdout + result.stderr
+    def shell(self, script: str, *codes: int, **environment: str) -> str:
+        """Run a step of the guide; return what is seen of it."""
+        return super().shell(f"exec 2>&1\n{script}", *codes, **environment)
 
     def start(self, command: str) -> Program:
         """Start a program, in the project's folder."""
@@ -116,9 +101,8 @@ class Site:
 
     def published(self) -> set[str]:
         """Return the task ids of all slots that are accounted for as sent, or about to be."""
-        with psycopg.connect(self.database) as db:
-            rows = db.execute("select task_id::text from pgleader.slots where state in ('claimed', 'published')")
-            return {task_id for (task_id,) in rows.fetchall()}
+        rows = self.rows("select task_id::text from pgleader.slots where state in ('claimed', 'published')")
+        return {task_id for (task_id,) in rows}
 
     def check_runs(self, before: set[str]) -> None:
         """Check that all runs but those of what was sent before were the leader's, and that none came twice."""
