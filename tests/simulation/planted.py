@@ -13,9 +13,9 @@ from unittest.mock import patch
 
 from celery.exceptions import Reject
 
-from celery_pgleader.beat import publisher, scheduler, slot_keeper, slots
+from celery_pgleader.beat import publisher, slot_keeper, slots
 from celery_pgleader.beat.slots import UTC
-from celery_pgleader.election import elector, lock_session, state, term_runner
+from celery_pgleader.election import elector, leadership, lock_session, state, term_runner
 from celery_pgleader.election.state import Phase
 from celery_pgleader.notifications import relay
 from celery_pgleader.store import Outcome
@@ -204,10 +204,10 @@ def an_old_snapshot(stack: ExitStack) -> None:
 # The schedule.
 
 
-@bug("tests/unit/test_beat.py -k overwrite")
+@bug("tests/integration/test_schedule_file.py -k lost_the_lead")
 def a_sync_after_the_loss(stack: ExitStack) -> None:
     """A scheduler that is closed writes its state over that of the next leader."""
-    stack.enter_context(patch.object(scheduler.TermBound, "sync", lambda self: super(scheduler.TermBound, self).sync()))
+    stack.enter_context(patch.object(leadership.Leadership, "holds", lambda *_: True))
 
 
 @bug()
