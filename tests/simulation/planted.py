@@ -15,10 +15,9 @@ from unittest.mock import patch
 from celery.exceptions import Reject
 
 from celery_pgleader.beat import publisher, slot_keeper
-from celery_pgleader.beat.scheduler import TermBound
 from celery_pgleader.beat.slots import UTC
 from celery_pgleader.config import Config
-from celery_pgleader.election import elector, lock_session, state, term_runner
+from celery_pgleader.election import elector, leadership, lock_session, state, term_runner
 from celery_pgleader.election.state import Phase
 from celery_pgleader.notifications import relay
 from celery_pgleader.store import Outcome
@@ -224,8 +223,8 @@ BUGS |= {
     "no-for-share": Bug((OfStore, "fence", lambda _: partialmethod(_fence_of_a_snapshot, share=False))),
     "an-old-snapshot": Bug((OfStore, "fence", lambda _: partialmethod(_fence_of_a_snapshot, share=True))),
     "a-sync-after-the-loss": Bug(
-        (TermBound, "sync", lambda _: lambda self: super(TermBound, self).sync()),
-        found_by="tests/unit/beat/test_scheduler.py -k overwrite",
+        (leadership.Leadership, "holds", lambda _: lambda *_: True),
+        found_by="tests/integration/test_schedule_file.py -k lost_the_lead",
     ),
     "a-task-id-with-the-time-in-it": Bug(
         (slot_keeper, "task_id_of", lambda real: lambda a, entry, b: real(a, f"{entry} {Datetime.now(UTC)}", b))
