@@ -10,6 +10,8 @@ from typing import Any
 from celery.beat import ScheduleEntry
 from celery.utils.log import get_logger
 
+from celery_pgleader.beat.slot_keeper import SlotKeeper
+
 logger = get_logger(__name__)
 
 
@@ -37,10 +39,10 @@ class FileForMoments:
     schedule_filename: str
     _store: Any
 
+    keeper: SlotKeeper
     holds: Callable[[], bool]
 
-    # Until something is sent, a file that was found may be that of a beat which goes on for now.
-    _is_ours = False
+    _is_new = False
     _has_told = False
 
     def setup_schedule(self) -> None:
@@ -52,11 +54,6 @@ class FileForMoments:
             with self._forgiven():
                 shelf.close()
 
-    def reserve(self, entry: Any) -> Any:
-        """Take note that an entry is sent."""
-        self._is_ours = True
-        return super().reserve(entry)  # type: ignore[misc]  # the scheduler's
-
     def _open_schedule(self) -> Remembered:
         remembered = Remembered(self._write)
         with self._forgiven():
@@ -66,11 +63,12 @@ class FileForMoments:
             if not all(isinstance(entry, ScheduleEntry) for entry in entries.values()):
                 raise TypeError("what it holds is no schedule")
             remembered.update(found)
-            self._is_ours = not entries
+            self._is_new = not entries
         return remembered
 
     def _write(self) -> None:
-        if not (self._is_ours and self.holds()):
+        # Until leaders run the schedule, a file that was found may be that of a beat which goes on for now.
+        if not (self._is_new or self.keeper.runs_the_schedule()) or not self.holds():
             return
         with self._forgiven(), self._opened() as file:
             for key, value in self._store.items():
