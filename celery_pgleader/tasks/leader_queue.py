@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from queue import Empty
 from typing import Any
 
 from celery.concurrency.prefork import TaskPool as PreforkPool
@@ -117,6 +118,8 @@ class LeaderQueue:
                     _abort(consumer, request)
             elif request._apply_result is None:  # noqa: SLF001 - whether the pool has it is told by nothing else
                 give_back(request)
+            elif self.closed:
+                _settle(consumer.pool, request)
 
     def _is_to_be_aborted(self, request: Any) -> bool:
         return getattr(request.task, "on_leadership_lost", "finish") == "abort" and not self._leadership.trusted()
@@ -153,6 +156,39 @@ def _scheduled(consumer: Any) -> Iterator[tuple[Any, Any]]:
         if request is not None and hasattr(request, "task") and _is_leader_only(request):
             # With green threads what waits is a thread, which nothing but its own end keeps from running the entry.
             yield request, waiting if hasattr(waiting, "canceled") else waiting.entry
+
+
+def return_unread(consumer: Any) -> None:
+    """Have what Redis has yet to send go back to its queue; to be called when the main loop has ended.
+
+    A worker asks Redis for the next message ahead, and Redis may give it one for a second after the last look at the
+    answer. Celery looks again when the process ends; if that is killed meanwhile, the message is lost.
+    """
+    channel = consumer.task_consumer and consumer.task_consumer.channel
+    connection = getattr(channel, "_in_poll", None)
+    if connection:
+        with contextlib.suppress(Empty, *consumer.connection_errors):
+            if connection.can_read(getattr(channel, "brpop_timeout", 1) + 1):
+                channel._brpop_read()  # noqa: SLF001 - as it does itself when it is closed
+
+
+def _settle(pool: Any, request: Any) -> None:
+    """Return to the queue what the pool has and will not begin, now that nothing begins any more.
+
+    What a process was given it may have begun, and not have confirmed yet. Celery forgets that when it shuts down: how
+    it ends is heard by nobody, the process waits 30 seconds for that, and then the message goes back to the queue.
+    """
+    if not isinstance(pool, PreforkPool):
+        give_back(request)
+        return
+    job = request._apply_result()  # noqa: SLF001 - a weak reference
+    processes = pool._pool  # type: ignore[attr-defined]  # noqa: SLF001 - the stubs err
+    if job in getattr(processes, "outbound_buffer", ()):
+        # Given to none.
+        give_back(request)
+    elif getattr(job, "_write_to", None) is not None:
+        # What is confirmed is waited for.
+        job._accepted = True  # noqa: SLF001
 
 
 def _abort(consumer: Any, request: Any) -> None:

@@ -28,6 +28,9 @@ class LeaderRequest(Request):
 def give_back(request: Request) -> None:
     """Return a request's message to its queue. To be called in the worker's main loop only."""
     state.task_ready(request)
+    if reader.is_shut():
+        # What Celery puts off until the loop's next round has to wait for all that runs if there is none.
+        request._on_reject = request.message.reject_log_error  # type: ignore[attr-defined]  # noqa: SLF001
     request.reject(requeue=True)
     # Whoever has it in hand still is to let go of it.
     request._already_revoked = True  # type: ignore[attr-defined]  # noqa: SLF001 - as Celery does

@@ -65,7 +65,10 @@ class ElectionStep(bootsteps.StartStopStep):
             logger.exception("pgleader: could not wind down")
 
     def stop(self, worker: Any) -> None:
-        """Do nothing more: the pool's tasks still run, and those that are leader-only need the lock."""
+        """Leave not yet: the pool's tasks still run, and those that are leader-only need the lock."""
+        from celery_pgleader.tasks.leader_queue import return_unread  # noqa: PLC0415 - psycopg only where it is used
+
+        return_unread(worker.consumer)
 
     def terminate(self, worker: Any) -> None:
         """Leave at once: the pool's tasks are gone."""
