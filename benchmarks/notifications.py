@@ -108,12 +108,8 @@ def run(*, quick: bool) -> Results:
         if script is None:
             results.notes.append("RabbitMQ is not installed")
             return results
-        node = RabbitMQ(script)
-        try:
-            node.start()
+        with RabbitMQ(script) as node:
             dispatched(results, "RabbitMQ", postgres, node.url, quick=quick, confirm_publish=True)
-        finally:
-            node.close()
     return results
 
 

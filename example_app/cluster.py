@@ -128,11 +128,10 @@ class Cluster:
         return "\n".join(parts)
 
     def _start_worker(self, name: str) -> subprocess.Popen[bytes]:
-        # All workers run on this host, so they can share the file in which beat remembers when it last sent what; the
-        # leader alone opens it. Workers on several hosts would keep it in a database.
-        schedule = str(self._folder / "schedule")
         command = [sys.executable, "-m", "celery", "-A", "example_app.shop", "worker", "--pgleader"]
-        options = ["-n", f"{name}@shop", "-s", schedule, "--concurrency=2", "--loglevel=INFO", "--without-mingle"]
+        # Nobody needs the schedule file, but whoever runs the demo shall not find it in their own folder.
+        file = str(self._folder / "schedule")
+        options = ["-n", f"{name}@shop", "-s", file, "--concurrency=2", "--loglevel=INFO", "--without-mingle"]
         return self._start(name, [*command, *options])
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:

@@ -29,7 +29,6 @@ from typing import Any, TypeVar
 
 import psycopg
 
-START_TIMEOUT = 30.0
 STOP_TIMEOUT = 30.0
 GLANCE = 0.02
 # Below those that systems give to outgoing connections: while a server is down, nobody comes by its port by chance.
@@ -61,6 +60,7 @@ class Server:
     """A server process with a folder and a port of its own."""
 
     name = ""
+    start_timeout = 30.0
     # Sent to the server when this process dies.
     death_signal = signal.SIGKILL
 
@@ -76,7 +76,7 @@ class Server:
         try:
             self.start()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.close()
             raise
         return self
 
@@ -84,8 +84,7 @@ class Server:
         self, _: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         """Stop, and remove the folder."""
-        self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
 
     @property
     def pid(self) -> int | None:
@@ -96,11 +95,11 @@ class Server:
         """Start, and return once the server answers.
 
         Raises:
-            ServerFailed: it did not, within half a minute.
+            ServerFailed: it did not in time.
 
         """
         self._process = self._launch()
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + self.start_timeout
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
@@ -114,6 +113,11 @@ class Server:
     def kill(self) -> None:
         """End as a crash would; harmless if it does not run."""
         self._end(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop, and remove the folder."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def restart(self) -> None:
         """Stop in good order and start again, on the same port, with the same data."""

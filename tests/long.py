@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.scenarios import POOLS, SCHEDULERS
+from tests.support.brokers import BROKERS
 
 # One for each of two cores; parts wait for servers and processes much of their time.
 LANES = 2
 # A share has this part of what can be divided, so that a few runs have all of it.
 THIRDS = 3
 HISTORIES, SHARED_HISTORIES = 10_000, 3_000
-BROKERS = ("valkey", "rabbitmq")
-POOLS = ("prefork", "solo", "threads", "gevent", "eventlet")
+SYSTEMS_POSTGRES = Path("/usr/lib/postgresql")
 ENVIRONMENTS = ("pg", "celery-suite", "package", "demo")
 
 
@@ -40,11 +43,11 @@ def whole() -> Iterator[Part]:
     """Give all parts, the longest first."""
     for broker in BROKERS:
         yield chaos(broker, "mixed", "--seconds", "600")
-    yield chaos("valkey", "handovers", "--handovers", "200", "--scheduler", "all")
+    for scheduler in SCHEDULERS:
+        yield chaos("valkey", "handovers", "--scheduler", scheduler)
     for broker in BROKERS:
         yield chaos(broker, "relaying")
-    for pool in POOLS:
-        for broker in BROKERS:
+        for pool in POOLS:
             yield chaos(broker, "leading", "--pool", pool)
     yield chaos("rabbitmq", "leading", "--queues", "quorum")
     yield Part("planted bugs", ("-m", "tests.simulation", "--plant-share", "1"))
@@ -57,9 +60,9 @@ def whole() -> Iterator[Part]:
 def share(seed: int) -> Iterator[Part]:
     """Give a part of each kind, chosen by a seed; the longest first."""
     third = f"{seed % THIRDS + 1}/{THIRDS}"
-    yield chaos(BROKERS[seed % len(BROKERS)], "mixed", "--seconds", "60", "--seed", str(seed))
+    yield chaos(BROKERS[seed % len(BROKERS)], "mixed", "--seed", str(seed))
     yield Part(f"planted bugs, {third}", ("-m", "tests.simulation", "--plant-share", str(THIRDS), "--seed", str(seed)))
-    name = ENVIRONMENTS[seed // 2 % len(ENVIRONMENTS)]
+    name = ENVIRONMENTS[seed // len(BROKERS) % len(ENVIRONMENTS)]
     yield environment(name, *(["--share", third] if name == "pg" else []))
     yield marked("--share", third)
     yield histories(SHARED_HISTORIES, seed * SHARED_HISTORIES)
@@ -86,6 +89,8 @@ def marked(*options: str) -> Part:
 
 def environment(name: str, *options: str) -> Part:
     """Return an environment of tox, with packages of its own."""
+    if name == "pg":
+        options = ("--pg-bin", str(min(SYSTEMS_POSTGRES.glob("*/bin"))), *options)
     return Part(f"tox run -e {name}", ("-m", "tox", "run", "-e", name, *(["--", *options] if options else [])))
 
 

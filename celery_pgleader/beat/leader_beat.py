@@ -100,14 +100,19 @@ class LeaderBeat:
             self._run(term, ended)
 
     def _run(self, term: Term, ended: Ending) -> None:
+        superseded = False
+
         def may_act() -> bool:
             return not ended.is_set() and self._leadership.trusted(term)
+
+        def holds() -> bool:
+            return not superseded and self._leadership.holds(term)
 
         if not may_act():
             return
         bell = self._bell = threading.Event()
         ended.ring(bell)
-        beat = TermBeat(self._app, self._config, term, may_act, bell)
+        beat = TermBeat(self._app, self._config, term, may_act, bell, holds)
         try:
             beat.start(self._scheduler_class, self._schedule_filename)
             logger.info("pgleader: beat started (term %d)", term.number)
@@ -121,7 +126,7 @@ class LeaderBeat:
                 if not ended.is_set():
                     bell.wait(min(seconds, LONGEST_WAIT))
         except TermOver:
-            pass
+            superseded = not ended.is_set()
         finally:
             beat.stop()
             logger.info("pgleader: beat stopped (term %d)", term.number)
@@ -131,7 +136,13 @@ class TermBeat:
     """The beat of one term: a scheduler, the ledger and a publisher, put together."""
 
     def __init__(
-        self, app: Any, config: Config, term: Term, may_act: Callable[[], bool], bell: threading.Event
+        self,
+        app: Any,
+        config: Config,
+        term: Term,
+        may_act: Callable[[], bool],
+        bell: threading.Event,
+        holds: Callable[[], bool] | None = None,
     ) -> None:
         """Put it together.
 
@@ -141,10 +152,12 @@ class TermBeat:
             term: the term.
             may_act: whether the term is still trusted.
             bell: rung when there is something to be written down.
+            holds: whether the scheduler may still write its state, as it does last of all; by default `may_act`.
 
         """
         self._app = app
         self._may_act = may_act
+        self._holds = holds
         self._bell = bell
         self._ledger: LedgerPort = Ledger(config, term, may_act)
         self._publisher = Publisher(app, self._send, may_act, self._settled)
@@ -158,7 +171,7 @@ class TermBeat:
 
     def start(self, scheduler_class: type[Scheduler], schedule_filename: str) -> None:
         """Set up the scheduler. What it raises is raised."""
-        bound = bind(scheduler_class, self._keeper, self._may_act)
+        bound = bind(scheduler_class, self._keeper, self._may_act, self._holds)
         self._scheduler = bound(app=self._app, schedule_filename=schedule_filename)
         # RedBeat's own lock, taken by a receiver of `beat_init`, which a worker never sends. Ours is taken already.
         self._scheduler.lock_key = None

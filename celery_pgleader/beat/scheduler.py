@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from celery.beat import Scheduler
+from celery.beat import PersistentScheduler, Scheduler
 from celery.utils.log import get_logger
 
+from celery_pgleader.beat.schedule_file import FileForMoments
 from celery_pgleader.beat.slot_keeper import Claim, SlotKeeper, TermOver
 
 logger = get_logger(__name__)
@@ -38,6 +39,7 @@ class TermBound:
 
     keeper: SlotKeeper
     may_act: Callable[[], bool]
+    holds: Callable[[], bool]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Set up the schedule, as the scheduler does."""
@@ -87,18 +89,19 @@ class TermBound:
         return threading.get_ident() == self._thread and bool(super().should_sync())  # type: ignore[misc]  # the scheduler's
 
     def sync(self) -> None:
-        """Write the schedule's state, unless that may be the next leader's by now."""
-        if self.may_act():
-            super().sync()  # type: ignore[misc]  # the scheduler's
+        """Write the schedule's state, unless that may be the next leader's by now. To fail at it costs no term."""
+        if self.holds():
+            try:
+                super().sync()  # type: ignore[misc]  # the scheduler's
+            except Exception:
+                logger.exception("pgleader: the scheduler could not write down its state, and goes on")
 
     def close(self) -> None:
         """End; what is to be kept was written by `sync`."""
-        shelf = getattr(self, "_store", None)
-        if shelf is not None and not self.may_act():
-            # A shelf that is closed writes all that it has in memory.
-            shelf.cache.clear()
         try:
             super().close()  # type: ignore[misc]  # the scheduler's
+        except Exception:
+            logger.exception("pgleader: the scheduler could not be closed")
         finally:
             # The schedulers with a database ask to be synced when the process ends, and would live until then.
             finalize = getattr(self, "_finalize", None)
@@ -243,15 +246,23 @@ class Ticking(TermBound):
         heapq.heappush(self._heap, (time.time() + seconds, entry.name))
 
 
-def bind(scheduler_class: type[Scheduler], keeper: SlotKeeper, may_act: Callable[[], bool]) -> type[Scheduler]:
+def bind(
+    scheduler_class: type[Scheduler],
+    keeper: SlotKeeper,
+    may_act: Callable[[], bool],
+    holds: Callable[[], bool] | None = None,
+) -> type[Scheduler]:
     """Return a subclass whose instances claim what they send, and raise `TermOver` in place of what they may not do.
 
     Args:
         scheduler_class: the app's own.
         keeper: claims, and has it published.
         may_act: whether the term is still trusted.
+        holds: whether the scheduler may still write its state, as it does last of all; by default `may_act`.
 
     """
-    front = Ticking if scheduler_class.tick is Scheduler.tick else TermBound
-    attributes = {"keeper": keeper, "may_act": staticmethod(may_act)}
-    return type(f"Term{scheduler_class.__name__}", (front, scheduler_class), attributes)
+    fronts: list[type] = [Ticking if scheduler_class.tick is Scheduler.tick else TermBound]
+    if issubclass(scheduler_class, PersistentScheduler):
+        fronts.append(FileForMoments)
+    attributes = {"keeper": keeper, "may_act": staticmethod(may_act), "holds": staticmethod(holds or may_act)}
+    return type(f"Term{scheduler_class.__name__}", (*fronts, scheduler_class), attributes)

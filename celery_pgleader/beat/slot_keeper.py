@@ -343,6 +343,10 @@ class SlotKeeper:
         self._ask(lambda: self._ledger.settle(outcomes))
         self._under_way -= {(outcome.entry, outcome.slot) for outcome in outcomes}
 
+    def runs_the_schedule(self) -> bool:
+        """Tell whether leaders have come to a slot, and the schedule is not paused, as far as is known."""
+        return any(record.last_slot is not None and not record.paused for record in self._records.values())
+
     def prune(self) -> int:
         """Forget a batch of what is old; return how many rows went."""
         return self._ask(self._ledger.prune)

@@ -257,7 +257,7 @@ class Candidacy(threading.Thread):
                 else "the lock, or the latest term, is no longer this session's"
             )
         if before.term is not None and after.term is None:
-            self._lost(before.term, late=now >= before.trusted_until)
+            self._lost(before.term, late=now >= before.trusted_until, by_choice=not after.broken)
         elif after.term is not None and before.term is None:
             self._gained(after.term, after.trusted_until, now - after.since)
         elif after.term is not None:
@@ -275,9 +275,9 @@ class Candidacy(threading.Thread):
         )
         self._leadership.gain(term, trusted_until, "elected", self._open.is_quiet)
 
-    def _lost(self, term: Term, *, late: bool) -> None:
+    def _lost(self, term: Term, *, late: bool, by_choice: bool) -> None:
         reason = "no renewal within the trust window" if late else self._loss
-        self._leadership.lose(term, reason)
+        self._leadership.lose(term, reason, by_choice=by_choice)
         self._logger.info("pgleader: lost leadership (election %s, term %d): %s", term.election, term.number, reason)
 
     def _carry_out(self, command: state.Command) -> Event:

@@ -70,6 +70,8 @@ class Leadership:
         self._tell = tell
         # All of it changes together, and is read without a lock, even in a signal handler.
         self._held: tuple[Term, float, Callable[[], bool]] | None = None
+        # The same of a term that was ended by choice, until its lock is let go.
+        self._left: tuple[Term, float, Callable[[], bool]] | None = None
         self._changed = threading.Condition()
         self._acting = 0
         self._subscribers: list[Callable[[Change], None]] = []
@@ -84,6 +86,14 @@ class Leadership:
         """Tell whether this node may act as the leader now, of `term` if that is given."""
         current = self.term
         return current is not None and term in {None, current}
+
+    def holds(self, term: Term) -> bool:
+        """Tell whether nobody else can lead yet: while the term is trusted, and then until `settle` has waited.
+
+        Asked for what the next leader, or a beat, should find written down. Nothing new may be begun by it.
+        """
+        held = self._held or self._left
+        return held is not None and held[0] == term and self._clock() < held[1] and held[2]()
 
     def wait(self, timeout: float | None = None) -> Term | None:
         """Wait until this node leads.
@@ -139,7 +149,9 @@ class Leadership:
     def settle(self, timeout: float) -> bool:
         """Wait until nobody acts for the leader; tell whether that came true within `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._acting, timeout)
+            settled = self._changed.wait_for(lambda: not self._acting, timeout)
+            self._left = None
+            return settled
 
     def gain(self, term: Term, trusted_until: float, reason: str, is_quiet: Callable[[], bool] = lambda: True) -> None:
         """Begin a term.
@@ -159,9 +171,17 @@ class Leadership:
             self._held = self._held[0], trusted_until, self._held[2]
             self._tell(self._held[0].number, trusted_until)
 
-    def lose(self, term: Term, reason: str) -> None:
-        """End a term, if it has not ended yet."""
+    def lose(self, term: Term, reason: str, *, by_choice: bool = False) -> None:
+        """End a term, if it has not ended yet.
+
+        Args:
+            term: the term.
+            reason: why.
+            by_choice: the lock is still held, and kept until `settle` has waited.
+
+        """
         if self._held is not None and self._held[0] == term:
+            self._left = self._held if by_choice else None
             self._announce(None, Change(term, gained=False, reason=reason))
 
     def _announce(self, held: tuple[Term, float, Callable[[], bool]] | None, change: Change) -> None:

@@ -69,8 +69,7 @@ def test_health_check_fails_when_the_worker_has_gone(tmp_path: Path, database: s
     environment = {"SHOP_DATABASE_URL": database, "SHOP_BROKER_URL": valkey}
     (check,) = {SERVICES[name]["healthcheck"]["test"] for name in WORKERS}
     assert run(check, environment) != 0
-    command = SERVICES[WORKERS[0]]["command"].replace("/schedule/beat", str(tmp_path / "beat"))
-    words = [sys.executable, "-m", *shlex.split(command)]
+    words = [sys.executable, "-m", *shlex.split(SERVICES[WORKERS[0]]["command"]), "-s", str(tmp_path / "schedule")]
     worker = Program("worker", words, {**os.environ, **environment}, tmp_path)
     try:
         eventually(lambda: observe(Config(database_url=database, election="shop")), timeout=PATIENCE)

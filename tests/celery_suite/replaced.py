@@ -15,6 +15,7 @@ _RESULT = "it expects a result at once, and of a bound scheduler the publisher s
 _SYNC = "its entry has no slot that is due, and the leader's beat syncs after a tick, not with each message"
 _SLOT = "it expects the time of the tick as the last run, and what is counted from is the slot"
 _PRODUCER = "it needs the scheduler's producer, and of a bound scheduler only the publisher has one, and a connection"
+_FILE = "it looks at the file that is open, and a bound scheduler opens it for moments only"
 
 REPLACED = {
     "test_Scheduler::test_apply_async_adds_beat_header": _RESULT,
@@ -42,6 +43,8 @@ REPLACED = {
     "test_SchedulerShutdown::test_close_ignores_broker_errors": _PRODUCER,
     "test_SchedulerShutdown::test_close_prioritizes_sync_over_unexpected_release_error": _PRODUCER,
     "test_SchedulerShutdown::test_persistent_close_releases_connection_when_store_close_fails": _PRODUCER,
+    "test_PersistentScheduler::test_setup_schedule": _FILE,
+    "test_Service::test_start": _FILE,
 }
 if VERSION[:2] >= (5, 7):
     # Before, Celery did not wake early for these.

@@ -129,7 +129,7 @@ def main(seed: str) -> None:
         *((Notifying(database, number, seed, scenario), scenario.notification) for number in range(scenario.notifying)),
         *((Calling(broker, task, seed, scenario), pace) for task, pace in scenario.calling.items()),
     ]
-    with ThreadPoolExecutor(len(senders)) as pool:
+    with ThreadPoolExecutor(len(senders) or 1) as pool:
         for sending in [pool.submit(_send, sender, pace, scenario.amount(pace), ended) for sender, pace in senders]:
             sending.result()
 

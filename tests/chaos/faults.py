@@ -23,10 +23,8 @@ from tests.support.eventually import eventually
 from tests.support.programs import Program
 
 PATIENCE = 60.0
-# Seconds between one look and the next.
-GLANCE = 0.05
-# Faults that are aimed come so long before to so long after a due time, in seconds.
-EARLY, LATE = 0.03, 0.06
+GLANCE = 0.05  # There are so many seconds between one look and the next.
+EARLY, LATE = 0.03, 0.06  # Faults that are aimed come so many seconds before to so many after a due time.
 
 TERMINATE_MEMBER = """
     select pg_terminate_backend(pid) from pg_stat_activity

@@ -23,7 +23,7 @@ from celery_pgleader.errors import ConfigurationError
 from celery_pgleader.postgres import Error, open_session
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 EXIT_CODES = {0, 1, 2, 69, 77}
 
 # What a terminal can pass on: no NUL, and bytes that are no UTF-8 as lone surrogates.

@@ -100,7 +100,7 @@ def test_python_on_pages_runs(page: Path, shop: str) -> None:
     """Runs, block after block; what it leaves in the app's configuration is one that can be."""
     code = [RUN.format(code=with_database(block, shop), page=page.name) for block in pages()[page]]
     script = "\n".join([f"DATABASE = {make_url(shop)!r}", GIVEN, *code])
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
 
 
@@ -258,7 +258,7 @@ def test_fastapi_examples_run(block: str, use: str, shop: str) -> None:
     url = make_url(shop).replace("postgresql", "postgresql+psycopg")
     code = FASTAPI[block].replace("postgresql+psycopg://shop@db/shop", url)
     script = with_database(code, shop) + use
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     with psycopg.connect(shop) as connection:
         rows = connection.execute("select item, payload from orders, pgleader.notifications").fetchall()

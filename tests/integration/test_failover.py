@@ -36,7 +36,7 @@ class Fleet:
         self._stack = stack
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
         self.url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
-        self.config = Config(database_url=self.url, ttl=2, poll_interval=0.5)
+        self.config = Config(database_url=self.url, renew_interval=0.4, poll_interval=0.5)
         self.electors: list[Elector] = []
         self.changes: list[Change] = []
 

@@ -56,7 +56,7 @@ def test_signal_in_the_hub_of_eventlet_switches_no_thread(database: str) -> None
         [sys.executable, "-W", "ignore", "-c", PROGRAM, database],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     # What fails in the hub is only printed there.

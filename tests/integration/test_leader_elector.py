@@ -984,14 +984,17 @@ def test_start_does_not_wait_for_a_database_that_is_away() -> None:
     """Without a server `start` and `stop` return at once, and nobody leads."""
     # Nothing listens on port 1.
     elector = LeaderElector("postgresql://nobody@127.0.0.1:1/nowhere", channels={"orders": Ear()})
-    began = time.monotonic()
 
-    elector.start()
-    assert not elector.is_leader
-    assert elector.leadership.wait(0.2) is None
-    elector.stop()
+    def starts_and_stops_at_once() -> bool:
+        began = time.monotonic()
+        elector.start()
+        assert not elector.is_leader
+        assert elector.leadership.wait(0.2) is None
+        elector.stop()
+        # Others may use the machine, too.
+        return time.monotonic() - began < 2
 
-    assert time.monotonic() - began < 2
+    eventually(starts_and_stops_at_once, timeout=PATIENCE)
 
 
 def test_restarted_elector_connects_again() -> None:

@@ -569,7 +569,7 @@ def test_renewal_proves_lock_and_term(shop: Shop) -> None:
 @pytest.fixture
 def elector(shop: Shop) -> Iterator[Elector]:
     """Give an elector that leads, and renews often."""
-    config = Config(database_url=shop.url, election="shop", ttl=2, renew_interval=0.1)
+    config = Config(database_url=shop.url, election="shop", ttl=100, renew_interval=0.1)
     made = Elector(config, "a", open_session=partial(LockSession.open, terms=LEDGER_TERMS))
     made.start()
     assert made.leadership.wait(PATIENCE)
@@ -595,7 +595,7 @@ def test_incident_1_replaced_leader_steps_down(shop: Shop, elector: Elector, tak
     term = elector.leadership.term
     assert term is not None
     shop.root.execute(take_away.encode())
-    eventually(lambda: not elector.leadership.trusted(term), timeout=2.0)
+    eventually(lambda: not elector.leadership.trusted(term), timeout=PATIENCE)
     eventually(lambda: [change for change in changes if not change.gained], timeout=PATIENCE)
     (lost,) = [change for change in changes if not change.gained]
     assert lost.term == term
@@ -610,7 +610,7 @@ def test_incident_1_leader_whose_row_is_gone_steps_down(shop: Shop, elector: Ele
     term = elector.leadership.term
     assert term is not None
     shop.root.execute("delete from pgleader.elections")
-    eventually(lambda: not elector.leadership.trusted(term), timeout=2.0)
+    eventually(lambda: not elector.leadership.trusted(term), timeout=PATIENCE)
     again = elector.leadership.wait(PATIENCE)
     assert again is not None
     assert again.number > term.number

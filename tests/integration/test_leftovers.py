@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ def test_run_that_leaves_something_fails_and_names_it(run: Callable[[str], Run])
     output, _ = left.process.communicate()
     assert left.process.returncode == pytest.ExitCode.TESTS_FAILED
     _, _, named = output.partition("left behind")
-    assert "\nprocess psutil" in named
+    assert re.search(r"\nprocess \d+: .*input\(\)", named)
     assert f"\nfile {left.folder()}/left" in named
     left.assert_gone()
 

@@ -23,7 +23,7 @@ from celery_pgleader.worker import steward
 from celery_pgleader.worker.steward import Steward
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 ORDER = "update pgleader.elections set {} where election = 'shop'"
 
 
@@ -81,7 +81,7 @@ class Shop:
 
     def add(self, node: str, abilities: Abilities | None = None, **settings: Any) -> Member:
         """Add a member."""
-        given = {"election": "shop", "ttl": 2, "poll_interval": 0.3, **settings}
+        given = {"election": "shop", "renew_interval": 0.3, "poll_interval": 0.3, **settings}
         member = Member(Config(database_url=self.url, **given), node, abilities or Abilities())
         self._stack.callback(member.end)
         self.members.append(member)

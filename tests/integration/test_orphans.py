@@ -17,7 +17,7 @@ from celery_pgleader.tasks.orphans import Orphans
 from celery_pgleader.tasks.turn import TurnLock
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 NOW = Term(2, "shop", "celery@b", 2)
 
 

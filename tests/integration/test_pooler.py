@@ -25,7 +25,7 @@ from celery_pgleader.store.runs import Runs
 from tests.support.eventually import eventually
 from tests.support.pgbouncer import PgBouncer
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 REFUSAL = (
     "a pooler in transaction or statement mode is in between, and a session of one's own is needed:"
     " connect to Postgres directly, or through a pooler in session mode (PgBouncer: pool_mode = session)"
@@ -46,7 +46,7 @@ def elector() -> Iterator[Callable[[str, str], tuple[Elector, list[Change]]]]:
 
         def make(url: str, node: str) -> tuple[Elector, list[Change]]:
             changes: list[Change] = []
-            config = Config(database_url=url, ttl=2, poll_interval=0.5)
+            config = Config(database_url=url, renew_interval=0.4, poll_interval=0.5)
             made = Elector(config, node, open_session=open_lock_session)
             made.leadership.subscribe(changes.append)
             made.start()

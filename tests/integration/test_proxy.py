@@ -13,7 +13,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 
-SOON = 5.0
+SOON = 30.0
 LITTLE = 0.2
 
 

@@ -16,7 +16,7 @@ from celery_pgleader.postgres import open_session
 from celery_pgleader.store.runs import Runs, entry_key, run_key, task_key
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 NOON = datetime(2026, 1, 15, 12, tzinfo=timezone.utc)
 MINUTE = timedelta(minutes=1)
 TASK_ID = "91b70b16-ecec-5c5f-be5b-2ffb62fe860d"

@@ -29,7 +29,7 @@ from celery_pgleader.store.runs import Runs, task_key
 from celery_pgleader.store.schema import LOCK_CLASSID, migrations, script
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 UP_TO_DATE = "the schema pgleader is up to date\n"
 
 

@@ -22,7 +22,7 @@ from celery_pgleader.store import LEDGER_TERMS
 from celery_pgleader.store.schema import grants
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 Role = Callable[..., str]
 
@@ -92,7 +92,7 @@ def electing() -> Iterator[Callable[[str], Elector]]:
     electors: list[Elector] = []
 
     def start(url: str) -> Elector:
-        config = Config(database_url=url, ttl=1, poll_interval=0.2)
+        config = Config(database_url=url, renew_interval=0.2, poll_interval=0.2)
         electors.append(Elector(config, "node", open_session=lambda c, n: LockSession.open(c, n, LEDGER_TERMS)))
         electors[-1].start()
         return electors[-1]

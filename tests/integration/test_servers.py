@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import kombu
 import psutil
@@ -19,6 +18,7 @@ import redis
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey, Server, ServerFailed, free_port
 from tests.support.eventually import eventually
 from tests.support.rabbitmq import RabbitMQ
+from tests.support.standby import ask
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,14 +38,6 @@ with EmbeddedPostgres(Path(sys.argv[1])) as postgres, EmbeddedValkey() as valkey
     print(postgres.folder, valkey.folder, *(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
     sys.stdin.read()
 """
-
-
-def ask(server: EmbeddedPostgres, query: str) -> Any:
-    """Return the only value of a query."""
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        row = connection.execute(query.encode()).fetchone()
-        assert row is not None
-        return row[0]
 
 
 def change(server: EmbeddedPostgres, *statements: str) -> None:
@@ -76,7 +68,7 @@ def test_postgres_keeps_what_was_written_across_a_restart(own_postgres: Embedded
         with pytest.raises(psycopg.OperationalError):
             connection.execute("select 1")
     assert own_postgres.url() == url
-    assert ask(own_postgres, "select count(*) from kept") == 0
+    assert ask(own_postgres, "select count(*) from kept") == "0"
 
 
 def test_postgres_keeps_what_was_committed_across_a_crash(own_postgres: EmbeddedPostgres) -> None:
@@ -92,7 +84,7 @@ def test_postgres_keeps_what_was_committed_across_a_crash(own_postgres: Embedded
                 bystander.execute("select 1")
         eventually(lambda before=before: not alive(before))  # type: ignore[misc]  # of this round
         own_postgres.start()
-        assert ask(own_postgres, "select count(*) from kept") == number
+        assert ask(own_postgres, "select count(*) from kept") == str(number)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_pgleader.slot import HEADER, NOTIFICATION_HEADER
 from tests.simulation.broker import Message
-from tests.simulation.postgres import Transaction
+from tests.simulation.postgres import Tables, Transaction
 from tests.simulation.world import BEGINNING
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ class Checks:
         """Begin to look."""
         self._scene = scene
         self._world = scene.world
-        self._tables = scene.server.database.tables
         self.highest_term = 0
         # Ids of messages that the broker has taken, by what they were sent for.
         self._slots: dict[tuple[str, datetime], set[str]] = defaultdict(set)
@@ -41,6 +40,10 @@ class Checks:
         self._done: set[int] = set()
         scene.server.database.committing = self._on_commit
         scene.broker.checks = self
+
+    @property
+    def _tables(self) -> Tables:
+        return self._scene.server.database.tables
 
     def is_at_rest(self) -> bool:
         """Tell whether, after the last fault, somebody leads and everything is done that is due."""
@@ -127,8 +130,6 @@ class Checks:
         self._done.add(run.key)
 
     def _on_commit(self, transaction: Transaction) -> None:
-        if not transaction.written:
-            return
         if transaction.fenced is not None:
             election, term = transaction.fenced
             latest = self._tables["elections"][election]["term"]

@@ -37,25 +37,18 @@ ANY_TIME = (
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong.
-
-    Attributes:
-        at: when, in simulated seconds.
-        what: happens.
-        node: to whom, by number; -1 for whoever leads then.
-        seconds: for which it lasts, or after which a process is started again.
-        operation: none if it just happens at that time; otherwise the first such operation after it is hit.
-        stage: how far the operation has got by then.
-        peer: from whom the node is cut off.
-
-    """
+    """Something that goes wrong."""
 
     at: float
     what: str
+    # To whom, by number; -1 for the leader of that moment.
     node: int
+    # For which it lasts, or after which a process is started again.
     seconds: float
+    # None if it just happens at that time; otherwise the first such operation after it is hit, when it got so far.
     operation: str = ""
     stage: str = ""
+    # From whom the node is cut off.
     peer: str = "postgres"
 
     def __str__(self) -> str:

@@ -7,55 +7,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partialmethod
 from typing import Any, TypeAlias
 from unittest.mock import patch
 
 from celery.exceptions import Reject
 
-from celery_pgleader.beat import publisher, scheduler, slot_keeper
+from celery_pgleader.beat import publisher, slot_keeper
 from celery_pgleader.beat.slots import UTC
 from celery_pgleader.config import Config
-from celery_pgleader.election import elector, lock_session, state, term_runner
+from celery_pgleader.election import elector, leadership, lock_session, state, term_runner
 from celery_pgleader.election.state import Phase
 from celery_pgleader.notifications import relay
 from celery_pgleader.store import Outcome
 from celery_pgleader.tasks import run_guard, turn
 from celery_pgleader.worker import participant
-from tests.simulation import twins
 from tests.simulation.postgres import SHARE, Session
 from tests.simulation.server import ClientSession
+from tests.simulation.twins import OfElection, OfStore, Twin
 from tests.simulation.world import Datetime
 
 Broken: TypeAlias = Callable[[Any], Any]
 
 
-@dataclass(frozen=True)
 class Bug:
-    """A planted bug.
+    """A planted bug."""
 
-    Attributes:
-        patches: attributes of modules and classes, or items of dictionaries: of what, its name, and what returns what
-            is there instead of the real one, which it gets.
-        found_by: the tests of which at least one has to fail, as arguments of pytest; none for the simulation.
+    def __init__(self, *patches: tuple[Any, Any, Broken], found_by: str = "") -> None:
+        """Describe it.
 
-    """
+        Args:
+            patches: attributes of modules and classes, or items of dictionaries: of what, its name, and what gets the
+                real one and returns what is there instead.
+            found_by: the tests of which at least one has to fail, as arguments of pytest; none for the simulation.
 
-    patches: tuple[tuple[Any, Any, Broken], ...]
-    found_by: str = ""
+        """
+        self.patches = patches
+        self.found_by = found_by
 
 
 BUGS: dict[str, Bug] = {}
-RENEWED = (Phase.RENEWING, state.Renewed)
-HOLDS_ALWAYS = (Session, "holds", lambda _real: lambda *_: True)
 
 
-def bug(target: Any, key: Any, *more: tuple[Any, Any, Broken], found_by: str = "") -> Callable[[Broken], Broken]:
+def bug(target: Any, key: Any, *, found_by: str = "") -> Callable[[Broken], Broken]:
     """Make a function what breaks something, as a bug of its name."""
 
     def register(broken: Broken) -> Broken:
-        BUGS[broken.__name__.replace("_", "-")] = Bug(((target, key, broken), *more), found_by)
+        BUGS[broken.__name__.replace("_", "-")] = Bug((target, key, broken), found_by=found_by)
         return broken
 
     return register
@@ -78,52 +77,9 @@ def planted(name: str) -> Iterator[None]:
         yield
 
 
-# The election.
-
-
-@bug(state.TRANSITIONS, RENEWED)
-def trust_from_the_end_of_the_renewal(real: Any) -> Any:
-    return lambda election, event, moment: real(election, replace(event, asked_at=moment.now), moment)
-
-
-@bug(Config, "trust_window")
-def trust_without_end(_real: Any) -> Any:
-    return 1e9
-
-
-@bug(state.TRANSITIONS, RENEWED, found_by="tests/unit/election/test_state.py")
-def a_late_renewal_counts(real: Any) -> Any:
-    return lambda election, *rest: real(replace(election, trusted_until=float("inf")), *rest)
-
-
-@bug(ClientSession, "is_quiet")
-def the_farewell_is_not_heard(_real: Any) -> Any:
-    return lambda *_, **__: True
-
-
-@bug(state.TRANSITIONS, (Phase.RELEASING, state.Released))
-def a_successor_never_stands_again(_real: Any) -> Any:
-    return lambda *_: state.Election(Phase.STOPPED)
-
-
-@bug(state.TRANSITIONS, (Phase.POLLING, state.PlaceTaken), HOLDS_ALWAYS)
-def a_term_before_the_lock(_real: Any) -> Any:
-    return lambda election, event, _moment: replace(election, phase=Phase.ELECTED, place=event.place)
-
-
-@bug(vars(lock_session.TRANSACTION_TERMS), "renew", found_by="tests/integration/test_election.py -k incident_1")
-def the_lock_is_taken_again_as_a_check(_real: Any) -> Any:
-    return "select 1 where pg_try_advisory_lock(%(classid)s::int, %(objid)s::int)"
-
-
-@bug(vars(lock_session.TRANSACTION_TERMS), "renew", found_by="tests/integration/test_election.py -k incident_1")
-def a_leader_is_known_by_its_name(_real: Any) -> Any:
-    return "select 1 from pg_stat_activity where application_name = 'pgleader leader ' || %(node)s"
-
-
-@bug(twins.OfElection, "take_place")
+@bug(OfElection, "take_place")
 def a_successor_is_not_watched(real: Any) -> Any:
-    def take_place(self: twins.Twin, *keys: int) -> Any:
+    def take_place(self: Twin, *keys: int) -> Any:
         rows = real(self, *keys)
         self.session.idle_timeout = None
         return rows
@@ -131,12 +87,9 @@ def a_successor_is_not_watched(real: Any) -> Any:
     return take_place
 
 
-# The ledger.
-
-
-@bug(twins.OfStore, "fence")
+@bug(OfStore, "fence")
 def no_look_at_the_term(_real: Any) -> Any:
-    def fence(self: twins.Twin) -> Any:
+    def fence(self: Twin) -> Any:
         self.tx.fenced = self.p.election, self.p.term
         return self.tx.view("elections").get(self.p.election)
         yield
@@ -144,31 +97,17 @@ def no_look_at_the_term(_real: Any) -> Any:
     return fence
 
 
-def _fence_of_a_snapshot(self: twins.Twin, *, share: bool) -> Any:
+def _elected(election: Any, event: state.PlaceTaken, _moment: state.Moment) -> Any:
+    return replace(election, phase=Phase.ELECTED, place=event.place)
+
+
+def _fence_of_a_snapshot(self: Twin, *, share: bool) -> Any:
     self.tx.fenced = self.p.election, self.p.term
     row = self.tx.view("elections").get(self.p.election)
     yield None
     if share:
         yield from self.tx.lock_row("elections", self.p.election, SHARE)
     return row if row is not None and row["term"] == self.p.term else None
-
-
-@bug(twins.OfStore, "fence")
-def no_for_share(_real: Any) -> Any:
-    return partialmethod(_fence_of_a_snapshot, share=False)
-
-
-@bug(twins.OfStore, "fence")
-def an_old_snapshot(_real: Any) -> Any:
-    return partialmethod(_fence_of_a_snapshot, share=True)
-
-
-# The schedule.
-
-
-@bug(scheduler.TermBound, "sync", found_by="tests/unit/beat/test_scheduler.py -k overwrite")
-def a_sync_after_the_loss(_real: Any) -> Any:
-    return lambda self: super(scheduler.TermBound, self).sync()
 
 
 @bug(publisher.Publisher, "_publish")
@@ -178,16 +117,6 @@ def marked_before_it_is_published(real: Any) -> Any:
         real(self, dispatch)
 
     return publish
-
-
-@bug(slot_keeper, "task_id_of")
-def a_task_id_with_the_time_in_it(real: Any) -> Any:
-    return lambda election, entry, slot: real(election, f"{entry} {Datetime.now(UTC)}", slot)
-
-
-@bug(slot_keeper.SlotKeeper, "publish_claimed")
-def what_was_claimed_is_forgotten(_real: Any) -> Any:
-    return lambda *_: None
 
 
 @bug(term_runner.TermRunner, "_run_once")
@@ -200,9 +129,6 @@ def the_old_term_ends_the_new(real: Any) -> Any:
     return run_once
 
 
-# Durable notifications.
-
-
 @bug(relay.Round, "turn")
 def a_wake_up_without_a_look(real: Any) -> Any:
     def turn(self: Any) -> bool:
@@ -210,11 +136,6 @@ def a_wake_up_without_a_look(real: Any) -> Any:
         return real(self) if seen and self._mailbox.newest() > self._seen else False
 
     return turn
-
-
-@bug(relay.Round, "turn")
-def a_sleep_beside_what_was_left(real: Any) -> Any:
-    return lambda self: real(self) and False
 
 
 @bug(relay.Round, "_dispatch_together")
@@ -226,16 +147,13 @@ def deleted_before_it_is_dispatched(real: Any) -> Any:
     return dispatch
 
 
-@bug(twins.OfStore, "notify")
+@bug(OfStore, "notify")
 def nobody_is_woken(real: Any) -> Any:
-    def notify(self: twins.Twin) -> Any:
+    def notify(self: Twin) -> Any:
         with patch.object(self.tx, "try_lock", lambda *_: True):
             return (yield from real(self))
 
     return notify
-
-
-# Leader-only tasks.
 
 
 @bug(turn.Turn, "_take")
@@ -256,14 +174,6 @@ def the_lock_is_free_before_the_drain(_real: Any) -> Any:
     return wind_down
 
 
-@bug(run_guard, "Reject")
-def what_is_given_back_goes_elsewhere(_real: Any) -> Any:
-    return lambda reason, **_: Reject(reason, requeue=False)
-
-
-# When the leader leaves.
-
-
 @bug(elector.Candidacy, "_close", found_by="tests/unit/election/test_elector.py")
 def the_lock_is_let_go_first(_real: Any) -> Any:
     def close_at_once(self: Any, *, broken: bool) -> None:
@@ -274,3 +184,54 @@ def the_lock_is_let_go_first(_real: Any) -> Any:
             session.close()
 
     return close_at_once
+
+
+TERMS, RENEWED = vars(lock_session.TRANSACTION_TERMS), (Phase.RENEWING, state.Renewed)
+BUGS |= {
+    "trust-from-the-end-of-the-renewal": Bug(
+        (state.TRANSITIONS, RENEWED, lambda real: lambda old, event, at: real(old, replace(event, asked_at=at.now), at))
+    ),
+    "trust-without-end": Bug((Config, "trust_window", lambda _: 1e9)),
+    "a-late-renewal-counts": Bug(
+        (
+            state.TRANSITIONS,
+            RENEWED,
+            lambda real: lambda old, *new: real(replace(old, trusted_until=float("inf")), *new),
+        ),
+        found_by="tests/unit/election/test_state.py",
+    ),
+    "the-farewell-is-not-heard": Bug((ClientSession, "is_quiet", lambda _: lambda *_, **__: True)),
+    "a-successor-never-stands-again": Bug(
+        (state.TRANSITIONS, (Phase.RELEASING, state.Released), lambda _: lambda *_: state.Election(Phase.STOPPED))
+    ),
+    "a-term-before-the-lock": Bug(
+        (state.TRANSITIONS, (Phase.POLLING, state.PlaceTaken), lambda _: _elected),
+        (Session, "holds", lambda _: lambda *_: True),
+    ),
+    "the-lock-is-taken-again-as-a-check": Bug(
+        (TERMS, "renew", lambda _: "select 1 where pg_try_advisory_lock(%(classid)s::int, %(objid)s::int)"),
+        found_by="tests/integration/test_election.py -k incident_1",
+    ),
+    "a-leader-is-known-by-its-name": Bug(
+        (
+            TERMS,
+            "renew",
+            lambda _: "select 1 from pg_stat_activity where application_name = 'pgleader leader ' || %(node)s",
+        ),
+        found_by="tests/integration/test_election.py -k incident_1",
+    ),
+    "no-for-share": Bug((OfStore, "fence", lambda _: partialmethod(_fence_of_a_snapshot, share=False))),
+    "an-old-snapshot": Bug((OfStore, "fence", lambda _: partialmethod(_fence_of_a_snapshot, share=True))),
+    "a-sync-after-the-loss": Bug(
+        (leadership.Leadership, "holds", lambda _: lambda *_: True),
+        found_by="tests/integration/test_schedule_file.py -k lost_the_lead",
+    ),
+    "a-task-id-with-the-time-in-it": Bug(
+        (slot_keeper, "task_id_of", lambda real: lambda a, entry, b: real(a, f"{entry} {Datetime.now(UTC)}", b))
+    ),
+    "what-was-claimed-is-forgotten": Bug((slot_keeper.SlotKeeper, "publish_claimed", lambda _: lambda *_: None)),
+    "a-sleep-beside-what-was-left": Bug((relay.Round, "turn", lambda real: lambda self: real(self) and False)),
+    "what-is-given-back-goes-elsewhere": Bug(
+        (run_guard, "Reject", lambda _: lambda reason, **_: Reject(reason, requeue=False))
+    ),
+}

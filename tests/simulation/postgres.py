@@ -20,6 +20,7 @@ Row: TypeAlias = dict[str, Any]
 Rows: TypeAlias = list[tuple[Any, ...]]
 Waits: TypeAlias = Generator["Request | None", None, T]
 Steps: TypeAlias = Waits[Rows]
+Tables: TypeAlias = dict[str, dict[Any, Row]]
 # As `pg_locks` shows it: classid, objid, objsubid.
 AdvisoryKey: TypeAlias = tuple[int, int, int]
 
@@ -63,21 +64,20 @@ class Request:
 
 @dataclass(eq=False)
 class Lock:
-    """A lock. Its owners of one session never wait for each other.
+    """A lock. Its owners of one session never wait for each other."""
 
-    Attributes:
-        fair: whether a request that could share it waits behind earlier ones; with the lock of a row it does not.
-        held: how often, by owner and mode: an owner may take it again.
-        queue: the requests that wait, in the order of their arrival.
-
-    """
-
+    # Whether a request that could share it waits behind earlier ones; with the lock of a row it does not.
     fair: bool = True
+    # How often, by owner and mode: an owner may take it again.
     held: dict[tuple[Holder, str], int] = field(default_factory=dict)
+    # The requests that wait, in the order of their arrival.
     queue: deque[Request] = field(default_factory=deque)
 
     def request(self, owner: Holder, mode: str) -> Request:
         request = Request(self, owner, mode)
+        if not self.held and not self.queue:
+            self._take(request)
+            return request
         mine = [held for holder, held in self.held if holder.session is owner.session]
         # A session that holds what others wait for goes before them.
         place = next((n for n, other in enumerate(self.queue) if _exclude(mine, other.mode)), None)
@@ -134,17 +134,11 @@ class Database:
     """What is committed, who is connected, and what is locked."""
 
     def __init__(self, clock: Callable[[], Any], draw_uuid: Callable[[], Any]) -> None:
-        """Begin with an empty ledger.
-
-        Args:
-            clock: what `clock_timestamp()` returns.
-            draw_uuid: what `gen_random_uuid()` returns.
-
-        """
+        """Begin with an empty ledger, and with what `clock_timestamp()` and `gen_random_uuid()` return."""
         self.clock = clock
         self.draw_uuid = draw_uuid
-        # A commit replaces a table, so a snapshot is there for nothing.
-        self.tables: dict[str, dict[Any, Row]] = {name: {} for name in TABLES}
+        # A commit replaces them, so a snapshot is there for nothing.
+        self.tables: Tables = {name: {} for name in TABLES}
         self.sessions: dict[int, Session] = {}
         self.advisory: dict[AdvisoryKey, Lock] = defaultdict(Lock)
         self.rows: dict[tuple[str, Any], Lock] = defaultdict(partial(Lock, fair=False))
@@ -166,8 +160,7 @@ class Database:
         for session in list(self.sessions.values()):
             session.end()
         for written in reversed(self.unflushed[len(self.unflushed) - lose :] if lose else []):
-            for table, key, before in written:
-                _write(self.tables[table], key, before)
+            self.tables = _written(self.tables, {(table, key): before for table, key, before in written})
         self.unflushed = []
 
     def order(self, election: str, changes: Row) -> bool:
@@ -263,15 +256,13 @@ class Transaction(Holder):
         # The term for which it writes, for those who check.
         self.fenced: tuple[str, int] | None = None
         self.written: dict[tuple[str, Any], Row | None] = {}
-        self._snapshot: dict[str, dict[Any, Row]] = {}
+        self._snapshot: Tables = {}
 
     def begin_statement(self) -> None:
         """Take a snapshot for the statement that begins now."""
-        self._snapshot = dict(self.database.tables)
-        for (table, key), row in self.written.items():
-            if self._snapshot[table] is self.database.tables[table]:
-                self._snapshot[table] = dict(self.database.tables[table])
-            _write(self._snapshot[table], key, row)
+        self._snapshot = self.database.tables
+        if self.written:
+            self._snapshot = _written(self._snapshot, self.written)
 
     def view(self, table: str) -> dict[Any, Row]:
         """Return a table as the statement sees it."""
@@ -351,14 +342,11 @@ class Transaction(Holder):
     def commit(self) -> None:
         """Make what was written visible, and let go of the locks."""
         database = self.database
-        database.committing(self)
-        before = [(table, key, database.tables[table].get(key)) for table, key in self.written]
-        for table in {table for table, _ in self.written}:
-            database.tables[table] = dict(database.tables[table])
-        for (table, key), row in self.written.items():
-            _write(database.tables[table], key, row)
-        if before:
+        if self.written:
+            database.committing(self)
+            before = [(table, key, database.tables[table].get(key)) for table, key in self.written]
             database.unflushed = [] if self.durable else [*database.unflushed, before]
+            database.tables = _written(database.tables, self.written)
         self._end()
         if self.notified:
             for session in list(database.sessions.values()):
@@ -374,8 +362,12 @@ class Transaction(Holder):
         self.let_go()
 
 
-def _write(rows: dict[Any, Row], key: Any, row: Row | None) -> None:
-    if row is None:
-        rows.pop(key, None)
-    else:
-        rows[key] = row
+def _written(tables: Tables, written: dict[tuple[str, Any], Row | None]) -> Tables:
+    """Return tables as they are when rows were written, or deleted."""
+    tables = tables | {name: dict(tables[name]) for name, _ in written}
+    for (table, key), row in written.items():
+        if row is None:
+            tables[table].pop(key, None)
+        else:
+            tables[table][key] = row
+    return tables

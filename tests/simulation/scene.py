@@ -30,19 +30,10 @@ NO_WORK = (0.0, 0.0)
 
 @dataclass(frozen=True)
 class Send:
-    """A transaction with durable notifications.
-
-    Attributes:
-        at: when they are written.
-        seconds: until they are committed, or rolled back.
-        committed: which of both.
-        key: their key.
-        number: their payload.
-        many: how many there are.
-
-    """
+    """A transaction with durable notifications, all of the same key and payload."""
 
     at: float
+    # Until they are committed, or rolled back.
     seconds: float
     committed: bool
     key: str | None
@@ -52,28 +43,20 @@ class Send:
 
 @dataclass(frozen=True)
 class History:
-    """Everything that a history begins with; with the same, it is the same.
+    """Everything that a history begins with; with the same, it is the same."""
 
-    Attributes:
-        seed: for all that is left to chance while it is played.
-        nodes: how many.
-        priorities: how many different ones they have.
-        ttl: the setting.
-        until: when all faults are over, in simulated seconds.
-        schedule: periods of schedule entries, by name.
-        sends: durable notifications.
-        works: leader-only tasks: when each is sent, and how long it takes.
-        faults: what goes wrong.
-
-    """
-
+    # For all that is left to chance while it is played.
     seed: int
     nodes: int
+    # How many different ones they have.
     priorities: int
     ttl: float
+    # When all faults are over.
     until: float
+    # Periods of schedule entries, by name.
     schedule: dict[str, float] = field(default_factory=dict)
     sends: tuple[Send, ...] = ()
+    # Leader-only tasks: when each is sent, and how long it takes.
     works: tuple[tuple[float, float], ...] = ()
     faults: tuple[Fault, ...] = ()
 
@@ -115,17 +98,8 @@ def draw(seed: int) -> History:
         # Where nothing goes wrong, others often follow closely: one that has the relay get up, and one while it is.
         sends += [_follow(random, send, place) for send in sends for place in random.choice(((), (1, 2), (1, 2)))]
     faults = draw_faults(random, number, nodes, until, operations)
-    return History(
-        seed,
-        nodes,
-        random.choice((1, 1, 2)),
-        random.choice((1.0, 2.0)),
-        until,
-        schedule,
-        tuple(sends),
-        works,
-        tuple(faults),
-    )
+    priorities, ttl = random.choice((1, 1, 2)), random.choice((1.0, 2.0))
+    return History(seed, nodes, priorities, ttl, until, schedule, tuple(sends), works, tuple(faults))
 
 
 def _draw_send(random: Random, until: float, number: int) -> Send:
@@ -216,21 +190,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a history.
-
-    Attributes:
-        violations: what was not as promised.
-        trace: what happened, line by line, if that was wanted.
-        terms: how many there were.
-        seconds: of simulated time that it took.
-        mark: a number that tells whether two histories went the same way.
-
-    """
+    """What came of a history: what was not as promised, and what happened, line by line, if that was wanted."""
 
     violations: list[str]
     trace: list[str]
     terms: int
     seconds: float
+    # Tells whether two histories went the same way.
     mark: float
 
 
@@ -254,13 +220,11 @@ def shrink(history: History) -> History:
 
 
 def _smaller(history: History) -> Iterator[History]:
-    for faults in _fewer(history.faults):
-        yield replace(history, faults=faults)
-    for sends in _fewer(history.sends):
-        yield replace(history, sends=sends)
-    for index in range(len(history.works)):
+    yield from (replace(history, faults=faults) for faults in _fewer(history.faults))
+    yield from (replace(history, sends=sends) for sends in _fewer(history.sends))
+    for index, work in enumerate(history.works):
         # The others keep their numbers.
-        if history.works[index] != NO_WORK:
+        if work != NO_WORK:
             yield replace(history, works=(*history.works[:index], NO_WORK, *history.works[index + 1 :]))
     for entry in history.schedule if len(history.schedule) > 1 else ():
         yield replace(history, schedule={k: v for k, v in history.schedule.items() if k != entry})

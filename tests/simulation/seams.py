@@ -37,8 +37,8 @@ THREADING = SimpleNamespace(
     Condition=world.Condition,
     Event=world.Event,
     Lock=world.Lock,
-    current_thread=world.current_thread,
-    get_ident=world.get_ident,
+    current_thread=lambda: world.world().thread,
+    get_ident=lambda: id(world.world().thread),
 )
 
 

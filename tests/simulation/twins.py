@@ -522,7 +522,7 @@ TWINS["select 1"] = OfStore, "sign_of_life"
 
 def name_of(query: str | sql.Composable) -> str:
     """Return a statement's name."""
-    head = _head(query)
+    head = query if type(query) is str else _head(query)
     if head not in TWINS:
         raise NotImplementedError(f"the simulated Postgres knows no such statement:\n{head}")
     return TWINS[head][1]
@@ -531,10 +531,10 @@ def name_of(query: str | sql.Composable) -> str:
 def begin(transaction: Transaction, query: str | sql.Composable, parameters: dict[str, Any]) -> Steps:
     """Begin a statement."""
     transaction.begin_statement()
-    twin, name = TWINS[_head(query)]
+    twin, name = TWINS[query if type(query) is str else _head(query)]
     arguments = _literals(query) if type(query) is sql.Composed else ()
     steps = getattr(twin(transaction, parameters), name)(*arguments)
-    return _at_once(steps) if isinstance(steps, list) else steps
+    return _at_once(steps) if type(steps) is list else steps
 
 
 def _at_once(rows: Rows) -> Steps:

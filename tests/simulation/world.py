@@ -228,11 +228,9 @@ class Thread:
         self.ticket = 0
         self._target = target
         self._greenlet: greenlet | None = None
-        self._alive = False
-        self._joining: list[Callable[[], None]] = []
+        self._ended = Event()
 
     def start(self) -> None:
-        self._alive = True
         self._greenlet = greenlet(self._run, self.process.world.hub)
         self.process.threads.append(self)
         self.process.world.soon(self._resume, None, self.ticket)
@@ -242,13 +240,11 @@ class Thread:
             self._target()
 
     def is_alive(self) -> bool:
-        return self._alive
+        return self._greenlet is not None and not self._ended.is_set()
 
     def join(self, timeout: float | None = None) -> None:
-        if self._alive:
-            event = Event()
-            self._joining.append(event.set)
-            event.wait(timeout)
+        if self.is_alive():
+            self._ended.wait(timeout)
 
     def end(self) -> None:
         if self._greenlet:
@@ -293,23 +289,11 @@ class Thread:
             pass
         except Exception as error:  # noqa: BLE001 - no thread of the package may end so
             world.violated(f"the thread {self.name} of {self.process} failed: {error!r}")
-        self._alive = False
         if not world.over:
-            for wake in self._joining:
-                wake()
+            self._ended.set()
 
 
 TIME_UP = object()
-
-
-def current_thread() -> Thread | None:
-    """Take the place of `threading.current_thread`."""
-    return _present.thread
-
-
-def get_ident() -> int:
-    """Take the place of `threading.get_ident`."""
-    return id(_present.thread)
 
 
 class Event:

@@ -20,9 +20,5 @@ def running_broker(name: str) -> Iterator[EmbeddedValkey | RabbitMQ]:
         return
     script = find_rabbitmq()
     assert script is not None, "RabbitMQ is not installed"
-    node = RabbitMQ(script)
-    try:
-        node.start()
+    with RabbitMQ(script) as node:
         yield node
-    finally:
-        node.close()

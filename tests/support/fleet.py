@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 PYTHON_MEMBER = (sys.executable, str(Path(__file__).with_name("elector_process.py")))
 
 

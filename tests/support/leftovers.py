@@ -49,7 +49,7 @@ class Guarded:
         """Return what the run has left behind, now that all of it should have ended."""
         with contextlib.suppress(AssertionError):
             eventually(lambda: not carrying(self.folder, self._guard.pid), PATIENCE)
-        processes = [f"process {process!r}" for process in carrying(self.folder, self._guard.pid)]
+        processes = [f"process {one.pid}: {next(_words(one), one)}" for one in carrying(self.folder, self._guard.pid)]
         files = {path for path in self.folder.iterdir() if not path.name.startswith(PASSING)}
         return processes + [f"file {path}" for path in sorted(files)]
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import tempfile
-import time
 from pathlib import Path
 
-from example_app.servers import ServerFailed, dies_with_parent, free_port
+from example_app.servers import Server, free_port
 
-START_TIMEOUT = 120.0
-STOP_TIMEOUT = 30.0
-GLANCE = 0.1
+# Bytes; much less than by default, so that a test can send more.
+LARGEST_MESSAGE = 1_000_000
 
 # Celery's settings for an app with quorum queues only; what is sent with an `eta` waits in the broker then.
 QUORUM = {
@@ -36,19 +32,18 @@ def find_rabbitmq() -> Path | None:
     return Path(found) if found else None
 
 
-class RabbitMQ:
-    """A node with a folder, ports, a cookie and a port mapper (epmd) of its own.
+class RabbitMQ(Server):
+    """A node with a folder, ports, a cookie and a port mapper (epmd) of its own."""
 
-    Both die with the thread that starts them.
-    """
+    name = "rabbitmq"
+    start_timeout = 120.0
 
     def __init__(self, script: Path) -> None:
         """Choose a folder and ports; nothing runs before `start`."""
+        super().__init__()
         self._script = script
-        self.folder = Path(tempfile.mkdtemp(prefix="rabbitmq-"))
-        self.port = free_port()
-        self.log = self.folder / "log.txt"
         (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "rabbitmq.conf").write_text(f"max_message_size = {LARGEST_MESSAGE}\n")
         # Debian's script changes to its own user; the one that it is a wrapper of does not.
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -64,43 +59,18 @@ class RabbitMQ:
             "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
             "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             # Commands, too, would start one as a daemon, which stays.
             "ERL_ZFLAGS": "-start_epmd false",
         }
-        self._process: subprocess.Popen[bytes] | None = None
         self._mapper: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Where Celery finds it."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
-
-    def start(self) -> None:
-        """Start, and return once it answers."""
-        if self._mapper is None:
-            # Nobody else starts one.
-            self._mapper = self._popen("epmd")
-        self._process = self._popen(str(self._script))
-        deadline = time.monotonic() + START_TIMEOUT
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                log_end = self.log.read_text(errors="replace")[-3000:]
-                self.close()
-                raise ServerFailed(f"RabbitMQ did not start: {log_end}")
-            time.sleep(GLANCE)
-
-    def stop(self) -> None:
-        """Stop in good order; harmless if it does not run."""
-        process, self._process = self._process, None
-        _end(process)
-
-    def restart(self) -> None:
-        """Stop and start again, on the same port, with the same data."""
-        self.stop()
-        self.start()
 
     def diagnose(self, *arguments: str) -> int:
         """Run `rabbitmq-diagnostics` on it; return the exit code."""
@@ -110,22 +80,17 @@ class RabbitMQ:
     def close(self) -> None:
         """Stop it and its port mapper, and leave nothing behind."""
         self.stop()
-        mapper, self._mapper = self._mapper, None
-        _end(mapper)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._mapper is not None:
+            self._mapper.kill()
+            self._mapper.wait()
+        super().close()
 
-    def _popen(self, program: str) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [program],
-                env=self._environment,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=dies_with_parent(signal.SIGKILL),
-            )
+    def _launch(self) -> subprocess.Popen[bytes]:
+        options = {"env": self._environment, "cwd": self.folder}
+        if self._mapper is None:
+            # Nobody else starts one.
+            self._mapper = self._popen(["epmd"], **options)
+        return self._popen([str(self._script)], **options)
 
     def _answers(self) -> bool:
         try:
@@ -136,14 +101,3 @@ class RabbitMQ:
                 return connection.recv(8).startswith(b"AMQP")
         except OSError:
             return False
-
-
-def _end(process: subprocess.Popen[bytes] | None) -> None:
-    if process is None:
-        return
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

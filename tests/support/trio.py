@@ -20,7 +20,7 @@ from celery_pgleader.config import Config
 from celery_pgleader.worker.candidate import Candidate
 from tests.support.eventually import eventually
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 # Those of the leader, and of its followers.
 ALL_UP = Counter(["leader", "ledger", "listener", "relay", "steward", "follower", "follower"])
 SESSIONS = """

@@ -339,10 +339,11 @@ def test_notifications_in_figures() -> None:
     """What is not promised is counted: doubts of those who send, deliveries again, and raw ones that nobody heard."""
     told = [order("o1", 1.0), fact("in doubt", 0.9, name="o1"), *handled("o1", 1.1)]
     told += runs("chaos.handle", "o1", A, 3.0, None, key="k", redelivered=True)[:1]
+    told += runs("chaos.witness", "o1", A, 3.0, None, key="k", redelivered=True)[:1]
     told += [sent("chaos.hear", name) for name in ("m1", "m2")] + runs("chaos.hear", "m1", A, 1.0, 1.0)
     report = judge(told)
     assert report.faultless
-    figures = {"in_doubt": 1, "redelivered": 1, "raw_sent": 2, "raw_lost": 1}
+    figures = {"in_doubt": 1, "redelivered": 2, "raw_sent": 2, "raw_lost": 1}
     assert counted(report.notifications) == {"sent": 1, "handled": 1, **figures}
     told += runs("chaos.hear", "m1", A, 2.0, 2.0, redelivered=True)
     report = judge(told)
@@ -465,7 +466,7 @@ def test_a_leader_only_task_that_is_run_again() -> None:
         ("an acknowledgement was lost", [fault("broker-restart", 1.9, 2.1)]),
         ("an acknowledgement was lost", [fault("deaf", 1.0, 2.1, A, link="broker")]),
         ("an acknowledgement was lost", [fact("died", 4.0, node=A, code=1, error=KOMBUS_OWN)]),
-        ("the worker was stopped", [fault("stop", 2.6, 4.0, A)]),
+        ("a worker was stopped", [fault("stop", 2.6, 4.0, A)]),
         ("the worker was cut off", [fault("pg-crash", 2.6, 2.8)]),
         ("the worker was cut off", [fault("partition", 2.6, 2.8, A, link="postgres")]),
         ("it was sent twice", [fact("in doubt", 0.5, name="l1")]),
@@ -502,13 +503,21 @@ def test_a_leader_only_task_that_is_run_again_without_a_reason(facts: list[Fact]
     assert judge(sent("chaos.lead", "l1"), TWICE, facts).leader_only["repeated"] == 1
 
 
+def test_a_leader_only_task_that_is_given_back_while_the_next_leader_runs_it() -> None:
+    """It had come to another, which was stopped, and had not begun it."""
+    came = led("l1", B, 1.0, None, 1)[:1]
+    assert judge(sent("chaos.lead", "l1"), came, TWICE, fault("stop", 1.1, 2.1, B)).faultless
+    assert not judge(sent("chaos.lead", "l1"), came, TWICE, fault("stop", 0.8, 0.9, B)).faultless, "before it came"
+    assert not judge(sent("chaos.lead", "l1"), came, TWICE, fault("stop", 5.0, 5.5, B)).faultless, "long after"
+
+
 def test_acknowledgements_of_the_solo_pool() -> None:
     """They wait for the runs of all messages that came together."""
-    stopped = fault("stop", 6.0, 6.5, A)
     told = [sent("chaos.lead", "l1"), *leads(1, A, 1.0, 9.0)]
     told += [*led("l1", A, 2.0, 2.5, 1), *led("l1", A, 8.0, 8.1, 1)]
-    assert judge(told, stopped, pool="solo").faultless
-    assert not judge(told, stopped, pool="prefork").faultless
+    for kind in ("stop", "kill"):
+        assert judge(told, fault(kind, 6.0, 6.5, A), pool="solo").faultless
+        assert not judge(told, fault(kind, 6.0, 6.5, A), pool="prefork").faultless
 
 
 def test_links_of_a_chain() -> None:

@@ -81,17 +81,19 @@ def _repeats(story: Story, report: Report, runs: list[Run]) -> list[str]:
 
 def _ways_to_repeat(story: Story, before: Run) -> dict[str, bool]:
     # A delivery is of one connection to the broker, and can be acknowledged there only.
-    came = [fact["at"] for fact in story.of("received") if fact["task"] == TASK and about(fact) == before.about]
-    since = max((at for at in came if at <= before.began), default=before.began)
-    solo = story.run.get("pool") == "solo"
-    until = before.ended + (ACKNOWLEDGED_WITHIN_SOLO if solo else ACKNOWLEDGED_WITHIN)
+    came = [
+        f for f in story.of("received") if f["task"] == TASK and about(f) == before.about and f["at"] <= before.began
+    ]
+    since = came[-1]["at"] if came else before.began
+    until = before.ended + (ACKNOWLEDGED_WITHIN_SOLO if story.run.get("pool") == "solo" else ACKNOWLEDGED_WITHIN)
     return {
         "the worker died": not before.done,
         "an acknowledgement was lost": story.harmed(since, until, {"broker-restart"})
         or story.harmed(since, until, {"kill"}, before.node)
         or story.harmed(since, until, PARTITIONS, before.node, "broker")
         or story.died(before),
-        "the worker was stopped": story.harmed(since, until, {"stop"}, before.node),
+        # One that is stopped gives back what it has not begun when it is resumed, though the next leader may be at it.
+        "a worker was stopped": any(story.harmed(f["at"], until, {"stop"}, f["node"]) for f in came[-2:]),
         "the worker was cut off": story.cut_off(before.node, since, until),
         "it was sent twice": any((fact["name"],) == before.about for fact in story.of("in doubt")),
     }
