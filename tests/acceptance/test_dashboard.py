@@ -33,10 +33,9 @@ PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 @pytest.fixture
 def workers(tmp_path: Path, database: str, valkey: str) -> Iterator[Workers]:
     """Give workers on a shared broker."""
-    started = Workers(tmp_path, database, valkey, "solo")
-    started.environment["PGLEADER_DASHBOARD_TOKEN"] = TOKEN
-    yield started
-    started.end()
+    with Workers(tmp_path, database, valkey, "solo") as started:
+        started.environment["PGLEADER_DASHBOARD_TOKEN"] = TOKEN
+        yield started
 
 
 @pytest.fixture
@@ -92,8 +91,7 @@ def value(dashboard: Dashboard, metric: str) -> float:
 def test_metrics_count_what_a_worker_did(tmp_path: Path, database: str, valkey: str, pool: str) -> None:
     """Its leader-only runs, in whichever process they are, and its renewals; and what it has published."""
     with ExitStack() as stack:
-        workers = Workers(tmp_path, database, valkey, pool)
-        stack.callback(workers.end)
+        workers = stack.enter_context(Workers(tmp_path, database, valkey, pool))
         dashboard = stack.enter_context(serving(APP, workers.environment, tmp_path))
         workers.start("a")
         for number in range(7):
@@ -199,8 +197,7 @@ def test_page_says_what_to_do_before_anything_is_there(
 ) -> None:
     """Without a schema and without a worker; and what comes is seen."""
     with ExitStack() as stack:
-        workers = Workers(tmp_path, empty_database, valkey, "solo")
-        stack.callback(workers.end)
+        workers = stack.enter_context(Workers(tmp_path, empty_database, valkey, "solo"))
         dashboard = stack.enter_context(serving(APP, workers.environment, tmp_path))
         page = stack.enter_context(looking(browser, dashboard.url, color_scheme=scheme, **DESK))
         expect(page.locator("#headline")).to_contain_text("celery -A proj worker --pgleader")
@@ -217,9 +214,8 @@ def test_page_goes_on_by_itself_after_postgres_was_away(
 ) -> None:
     """It stays, and says since when; also one that is opened meanwhile."""
     with ExitStack() as stack:
-        workers = Workers(tmp_path, own_postgres.url(), valkey)
+        workers = stack.enter_context(Workers(tmp_path, own_postgres.url(), valkey))
         workers.environment["PGLEADER_TTL"] = "60"
-        stack.callback(workers.end)
         prepare(own_postgres.url())
         leading = Leading(own_postgres.url(), stack, "proj")
         leading.lead("celery@a")
@@ -324,10 +320,9 @@ def stage(
 ) -> Iterator[tuple[Dashboard, str]]:
     """Give a dashboard of an election in which much has happened, of which everything can be seen; and its database."""
     folder = tmp_path_factory.mktemp("scene")
-    workers = Workers(folder, modules_database, modules_valkey, election="shop")
-    workers.environment |= {"PGLEADER_TTL": "60", "PGLEADER_DASHBOARD_TOKEN": TOKEN}
     with ExitStack() as stack:
-        stack.callback(workers.end)
+        workers = stack.enter_context(Workers(folder, modules_database, modules_valkey, election="shop"))
+        workers.environment |= {"PGLEADER_TTL": "60", "PGLEADER_DASHBOARD_TOKEN": TOKEN}
         workers.query("insert into pgleader.terms values ('shop', 4, 'celery@a', 1, now(), now(), 'stopped', now())")
         leading = Leading(modules_database, stack, "shop")
         leading.lead("celery@b")
@@ -435,8 +430,7 @@ def test_many_slots_cost_a_scrape_and_a_paint_little(
             execute(database, *statements)
             folder = tmp_path / name
             folder.mkdir()
-            workers = Workers(folder, database, valkey, election="shop")
-            stack.callback(workers.end)
+            workers = stack.enter_context(Workers(folder, database, valkey, election="shop"))
             served.append(stack.enter_context(serving(APP, workers.environment, folder)))
         painted: list[list[float]] = [[], []]
         scraped: list[list[float]] = [[], []]

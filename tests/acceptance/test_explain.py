@@ -30,9 +30,13 @@ def run_beside_no_slot(operator: Operator, entry: str) -> None:
 
 def test_explain_finds_out_why_a_slot_was_or_was_not_run(tmp_path: Path, database: str, valkey: str) -> None:
     """In eight situations, in sentences that name the reason, the nodes and the policy."""
-    group = Workers(tmp_path, database, valkey, "threads")
-    group.plan(ENTRIES, POLICIES)
-    operator = Operator(group)
+    with Workers(tmp_path, database, valkey, "threads") as group:
+        group.plan(ENTRIES, POLICIES)
+        explain_all(group, Operator(group))
+
+
+def explain_all(group: Workers, operator: Operator) -> None:
+    """Make each situation, and have it explained."""
 
     def slot(entry: str, condition: str) -> datetime | None:
         rows = operator.query(f"select min(slot) from pgleader.slots where entry = %s and {condition}", entry)
@@ -53,39 +57,36 @@ def test_explain_finds_out_why_a_slot_was_or_was_not_run(tmp_path: Path, databas
             assert word in told["explanation"], told
         assert " ".join(operator.say("explain", entry, "--at", when).split()) == told["explanation"]
 
-    try:
-        first = group.start("a")
-        on_time = await_slot("fast", "state = 'published' and settled_at < slot + interval '0.5 s'")
-        explain("fast", on_time, "published", "on time", "by a@test (term 1)", "as task ")
-        explain("long", await_slot("long", "reason = 'overlap'"), "overlap", "overlap = skip")
-        operator.say("pause-entry", "nap")
-        explain("nap", await_slot("nap", "reason = 'paused'"), "paused", "paused by an operator", "paused still")
-        unknown = operator.ask("explain", "fats", code=1)
-        assert unknown["found"] == "entry unknown"
-        assert unknown["explanation"] == "no leader has an entry 'fats' in its schedule; did you mean 'fast'?"
+    first = group.start("a")
+    on_time = await_slot("fast", "state = 'published' and settled_at < slot + interval '0.5 s'")
+    explain("fast", on_time, "published", "on time", "by a@test (term 1)", "as task ")
+    explain("long", await_slot("long", "reason = 'overlap'"), "overlap", "overlap = skip")
+    operator.say("pause-entry", "nap")
+    explain("nap", await_slot("nap", "reason = 'paused'"), "paused", "paused by an operator", "paused still")
+    unknown = operator.ask("explain", "fats", code=1)
+    assert unknown["found"] == "entry unknown"
+    assert unknown["explanation"] == "no leader has an entry 'fats' in its schedule; did you mean 'fast'?"
 
-        # Of `rare` and `strict` a slot comes up, and nobody is there; of `fast` several.
-        published = "select count(*) from pgleader.slots where entry = 'strict' and state = 'published'"
-        before = operator.query(published)
-        eventually(lambda: operator.query(published) > before, timeout=PATIENCE)
-        first.kill()
-        overdue = "select next_slot from pgleader.entries where entry = 'rare' and next_slot < now() - interval '1.5 s'"
-        eventually(lambda: operator.query(overdue), timeout=PATIENCE)
-        ((due,),) = operator.query(overdue)
-        explain("rare", due, "no leader", "nobody leads: a@test led last (term 1), was lost", "misfire = coalesce")
-        second = group.start("b")
-        group.await_fact("gained", node=second.node)
-        explain("rare", await_slot("rare", "term = 2 and state = 'published'"), "published late", *failover())
-        coalesced = await_slot("fast", "reason = 'coalesced'")
-        ((run,),) = operator.query("select min(slot) from pgleader.slots where entry = 'fast' and slot > %s", coalesced)
-        explain("fast", coalesced, "coalesced", f"that of {run:%Y-%m-%d %H:%M:%S} (misfire = coalesce)", *failover())
-        explain("strict", await_slot("strict", "state = 'expired'"), "expired", "misfire_grace is 1 s", *failover())
+    # Of `rare` and `strict` a slot comes up, and nobody is there; of `fast` several.
+    published = "select count(*) from pgleader.slots where entry = 'strict' and state = 'published'"
+    before = operator.query(published)
+    eventually(lambda: operator.query(published) > before, timeout=PATIENCE)
+    first.kill()
+    overdue = "select next_slot from pgleader.entries where entry = 'rare' and next_slot < now() - interval '1.5 s'"
+    eventually(lambda: operator.query(overdue), timeout=PATIENCE)
+    ((due,),) = operator.query(overdue)
+    explain("rare", due, "no leader", "nobody leads: a@test led last (term 1), was lost", "misfire = coalesce")
+    second = group.start("b")
+    group.await_fact("gained", node=second.node)
+    explain("rare", await_slot("rare", "term = 2 and state = 'published'"), "published late", *failover())
+    coalesced = await_slot("fast", "reason = 'coalesced'")
+    ((run,),) = operator.query("select min(slot) from pgleader.slots where entry = 'fast' and slot > %s", coalesced)
+    explain("fast", coalesced, "coalesced", f"that of {run:%Y-%m-%d %H:%M:%S} (misfire = coalesce)", *failover())
+    explain("strict", await_slot("strict", "state = 'expired'"), "expired", "misfire_grace is 1 s", *failover())
 
-        assert operator.ask("explain", "rare", "--at", "2099-01-01 10:00")["found"] == "not due yet"
-        run_beside_no_slot(operator, "rare")
-        explain("rare", await_slot("rare", "reason = 'run-now'"), "asked for by hand", "Somebody asked for a run")
-    finally:
-        group.end()
+    assert operator.ask("explain", "rare", "--at", "2099-01-01 10:00")["found"] == "not due yet"
+    run_beside_no_slot(operator, "rare")
+    explain("rare", await_slot("rare", "reason = 'run-now'"), "asked for by hand", "Somebody asked for a run")
 
 
 def failover() -> tuple[str, str]:

@@ -23,8 +23,7 @@ def test_workers_follow_the_promoted_standby(
         replicate_synchronously(own_postgres)
         hosts = f"127.0.0.1:{own_postgres.port},127.0.0.1:{standby.port}"
         url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
-        workers = Workers(tmp_path, url, valkey)
-        try:
+        with Workers(tmp_path, url, valkey) as workers:
             workers.start_all("ab")
             workers.await_fact("tick", more_than=1)
             for number in range(20):
@@ -41,5 +40,3 @@ def test_workers_follow_the_promoted_standby(
             terms = [fact["term"] for fact in workers.facts("gained")]
             assert terms == sorted(set(terms))
             assert all(worker.process.poll() is None for worker in workers.workers)
-        finally:
-            workers.end()

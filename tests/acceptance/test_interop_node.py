@@ -88,7 +88,8 @@ def node_programs(node: tuple[str, Sequence[str]], tmp_path_factory: pytest.Temp
             install = subprocess.run(
                 [*npm, "ci", "--ignore-scripts"],
                 cwd=fresh,
-                env={**os.environ, "PATH": path_with_node},
+                # npm would leave a cache in the temporary folder.
+                env={**os.environ, "PATH": path_with_node, "NODE_DISABLE_COMPILE_CACHE": "1"},
                 capture_output=True,
                 text=True,
                 timeout=240,

@@ -7,6 +7,7 @@ import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +29,17 @@ from tests.support.workers import PATIENCE, Workers
 @pytest.fixture
 def leading(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]:
     """Make workers on a broker, with a pool, whose app has no schedule."""
-    groups: list[Workers] = []
+    stack = ExitStack()
 
     def make(broker: str, pool: str = "prefork", *, environment: dict[str, str] | None = None, **sets: Any) -> Workers:
         # Of its own, so that what the workers of one test had not acknowledged is not run by those of the next.
-        group = Workers(tmp_path, database, broker, pool, election=f"proj-{uuid.uuid4().hex}")
+        group = stack.enter_context(Workers(tmp_path, database, broker, pool, election=f"proj-{uuid.uuid4().hex}"))
         group.environment |= environment or {}
         group.configure(beat_schedule={}, **sets)
-        groups.append(group)
         return group
 
-    yield make
-    for group in groups:
-        group.end()
+    with stack:
+        yield make
 
 
 def is_there(group: Workers, session: str) -> bool:

@@ -28,17 +28,15 @@ BEATS_ARE_SEEN = celery.VERSION >= (5, 7)
 @pytest.fixture
 def workers(tmp_path: Path, database: str, valkey: str) -> Iterator[Workers]:
     """Give workers that are quick to start."""
-    group = Workers(tmp_path, database, valkey, "solo")
-    yield group
-    group.end()
+    with Workers(tmp_path, database, valkey, "solo") as group:
+        yield group
 
 
 @pytest.fixture
 def without_servers(tmp_path: Path) -> Iterator[Workers]:
     """Give workers that do not get as far as to need a server."""
-    group = Workers(tmp_path, "postgresql://nobody@127.0.0.1:1/nothing", "memory://")
-    yield group
-    group.end()
+    with Workers(tmp_path, "postgresql://nobody@127.0.0.1:1/nothing", "memory://") as group:
+        yield group
 
 
 def beat(workers: Workers, folder: Path, app: str = APP, *options: str) -> Worker:
@@ -97,7 +95,8 @@ def test_mistake_3_worker_without_rights_says_what_to_run(workers: Workers, empt
             workers.send("slow", 0)
             workers.await_fact("slow ended")
         finally:
-            workers.end()
+            for worker in workers.workers:
+                worker.end()
             root.execute(f"drop role {role}".encode())
 
 

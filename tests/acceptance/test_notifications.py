@@ -127,8 +127,7 @@ def test_notifications_from_node_reach_our_tasks(
     node_program: Callable[[str], NodeProgram], database: str, valkey: str, tmp_path: Path
 ) -> None:
     """Any JSON, unchanged; what is none is dropped."""
-    group = Workers(tmp_path, database, valkey, "solo")
-    try:
+    with Workers(tmp_path, database, valkey, "solo") as group:
         group.start("a")
         group.await_leader()
         program = node_program("orders")
@@ -149,8 +148,6 @@ def test_notifications_from_node_reach_our_tasks(
         eventually(lambda: len(came()) >= len(PAYLOADS))
         # As text: to Python, `0 == False`.
         assert json.dumps(came()) == json.dumps(PAYLOADS)
-    finally:
-        group.end()
 
 
 @pytest.mark.timeout(300)

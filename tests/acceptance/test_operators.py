@@ -16,7 +16,7 @@ import pytest
 
 from example_app.servers import EmbeddedPostgres, EmbeddedValkey
 from tests.support.eventually import eventually
-from tests.support.operating import Operator, operating
+from tests.support.operating import Operator
 from tests.support.workers import APP, PATIENCE, Worker, Workers
 
 ORDERS = "create table orders (id bigint primary key)"
@@ -25,8 +25,8 @@ ORDERS = "create table orders (id bigint primary key)"
 @pytest.fixture
 def operator(tmp_path: Path, database: str, valkey: str) -> Iterator[Operator]:
     """Give an operator of workers on a shared broker."""
-    with operating(Workers(tmp_path, database, valkey, "solo")) as made:
-        yield made
+    with Workers(tmp_path, database, valkey, "solo") as workers:
+        yield Operator(workers)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def fleet(
     tmp_path_factory: pytest.TempPathFactory, modules_database: str, modules_valkey: str
 ) -> Iterator[tuple[Operator, Worker, Worker]]:
     """Give an operator of a leader and of a worker that follows, for tests that change nothing."""
-    with operating(Workers(tmp_path_factory.mktemp("fleet"), modules_database, modules_valkey, "solo")) as made:
-        yield made, *made.workers.pair()
+    with Workers(tmp_path_factory.mktemp("fleet"), modules_database, modules_valkey, "solo") as workers:
+        yield Operator(workers), *workers.pair()
 
 
 def states(operator: Operator, entry: str) -> Counter[tuple[str, str | None]]:
@@ -112,13 +112,12 @@ def test_watched_status_goes_on_while_postgres_is_away(
     tmp_path: Path, valkey: str, own_postgres: EmbeddedPostgres
 ) -> None:
     """It is shown again and again, until somebody interrupts it."""
-    workers = Workers(tmp_path, own_postgres.url(), valkey)
     # What a shell runs in the background is born without an ear for interrupts, and so are its children.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import celery.__main__ as c; c.main()"
     )
     command = [sys.executable, "-c", program, "-A", APP, "pgleader", "status", "--watch"]
-    try:
+    with Workers(tmp_path, own_postgres.url(), valkey) as workers:
         watching = workers.launch("watching", command)
         watching.await_line("leader     nobody", 2)
         own_postgres.stop()
@@ -128,16 +127,14 @@ def test_watched_status_goes_on_while_postgres_is_away(
         watching.send(signal.SIGINT)
         assert watching.wait() == 0
         assert not watching.has_logged("Traceback")
-    finally:
-        workers.end()
 
 
 def test_resign_under_load_loses_no_slot(tmp_path: Path, database: str, valkey: str) -> None:
     """Each time the node that was named leads next, and each slot is run once."""
-    group = Workers(tmp_path, database, valkey, "solo")
     entries = {f"entry {number}": {"schedule": 0.5} for number in range(20)}
-    group.plan(entries, {"*": {"misfire": "all"}})
-    with operating(group) as operator:
+    with Workers(tmp_path, database, valkey, "solo") as group:
+        operator = Operator(group)
+        group.plan(entries, {"*": {"misfire": "all"}})
         group.start_all("abc")
         for number in range(4):
             group.await_successors(2)
@@ -276,9 +273,10 @@ def everything(node: str, lateness: str = "30") -> list[list[str]]:
 
 def test_commands_work_while_the_broker_is_away(tmp_path: Path, database: str, own_valkey: EmbeddedValkey) -> None:
     """What is to be published waits."""
-    with operating(Workers(tmp_path, database, own_valkey.url, "solo")) as operator:
+    with Workers(tmp_path, database, own_valkey.url, "solo") as group:
+        operator = Operator(group)
         # They run nothing: Celery's own worker may end if the broker goes while it acknowledges (docs/reliability.md).
-        leader, other = operator.workers.pair("-Q", "idle")
+        leader, other = group.pair("-Q", "idle")
         await_more(operator, "tick", "published")
         operator.query(ORDERS)
         own_valkey.stop()
@@ -302,7 +300,8 @@ def test_commands_say_in_one_line_that_postgres_is_away(
     own_postgres.stop()
     commands = [*everything("a@test"), ["resign"], ["resign", "--to", "a@test"]]
     commands.remove(["check", "--live", "--node", "a@test"])
-    with operating(Workers(tmp_path, own_postgres.url(), valkey)) as operator:
+    with Workers(tmp_path, own_postgres.url(), valkey) as workers:
+        operator = Operator(workers)
         for command in commands:
             result = operator.run(*command)
             assert result.returncode == 69, result
@@ -312,8 +311,8 @@ def test_commands_say_in_one_line_that_postgres_is_away(
 
 def test_commands_work_while_nobody_leads(tmp_path: Path, empty_database: str, valkey: str) -> None:
     """Before there ever was a leader or a schema, and after the last leader has gone."""
-    with operating(Workers(tmp_path, empty_database, valkey, "solo")) as operator:
-        check_without_leader(operator)
+    with Workers(tmp_path, empty_database, valkey, "solo") as workers:
+        check_without_leader(Operator(workers))
 
 
 def check_without_leader(operator: Operator) -> None:

@@ -17,9 +17,8 @@ def test_mistake_10_worker_behind_a_pooler_leads_in_session_mode_only(
 ) -> None:
     """In transaction mode it works but does not stand, and says what to do, once."""
     bouncer = pooler("transaction")
-    workers = Workers(tmp_path, database, valkey)
-    workers.environment["PGLEADER_DATABASE_URL"] = bouncer.in_front_of(database)
-    try:
+    with Workers(tmp_path, database, valkey) as workers:
+        workers.environment["PGLEADER_DATABASE_URL"] = bouncer.in_front_of(database)
         worker = workers.start("a")
         worker.await_line("through a pooler in session mode (PgBouncer: pool_mode = session)")
         workers.send("slow", 0)
@@ -36,5 +35,3 @@ def test_mistake_10_worker_behind_a_pooler_leads_in_session_mode_only(
         with psycopg.connect(database) as connection:
             notify("orders", {"id": 1}, connection=connection)
         assert workers.await_fact("order")["order"] == {"id": 1}
-    finally:
-        workers.end()

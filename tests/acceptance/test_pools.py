@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,10 @@ KINDS = ["prefork", "threads", "gevent"]
 
 
 @pytest.fixture
-def of_pool(tmp_path: Path, database: str, valkey: str) -> Iterator[Callable[[str], Workers]]:
-    """Make a group of workers of a pool, on Valkey."""
-    groups: list[Workers] = []
-
-    def make(pool: str) -> Workers:
-        groups.append(Workers(tmp_path, database, valkey, pool))
-        return groups[-1]
-
-    yield make
-    for group in groups:
-        group.end()
+def group(pool: str, tmp_path: Path, database: str, valkey: str) -> Iterator[Workers]:
+    """Give workers of a pool, on Valkey."""
+    with Workers(tmp_path, database, valkey, pool) as made:
+        yield made
 
 
 def ended_after(workers: list[Worker]) -> dict[Worker, float]:
@@ -55,9 +48,8 @@ def keep_busy(group: Workers, worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_leader_that_gets_term_hands_over_while_its_task_runs(pool: str, of_pool: Callable[[str], Workers]) -> None:
+def test_leader_that_gets_term_hands_over_while_its_task_runs(group: Workers) -> None:
     """The task comes to its end, and so does that of the other; started as users start them."""
-    group = of_pool(pool)
     leader, other = group.pair(quick=False)
     group.await_fact("tick")
     keep_busy(group, leader)
@@ -76,9 +68,8 @@ def test_leader_that_gets_term_hands_over_while_its_task_runs(pool: str, of_pool
 
 
 @pytest.mark.parametrize("pool", KINDS)
-def test_next_worker_leads_when_the_leader_is_killed(pool: str, of_pool: Callable[[str], Workers]) -> None:
+def test_next_worker_leads_when_the_leader_is_killed(group: Workers) -> None:
     """The task that it runs meanwhile is not disturbed."""
-    group = of_pool(pool)
     leader, other = group.pair()
     keep_busy(group, other)
     leader.kill()
@@ -91,9 +82,8 @@ def test_next_worker_leads_when_the_leader_is_killed(pool: str, of_pool: Callabl
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_next_worker_leads_when_the_leader_gets_quit(pool: str, of_pool: Callable[[str], Workers]) -> None:
+def test_next_worker_leads_when_the_leader_gets_quit(group: Workers) -> None:
     """With a cold shutdown, too, the other's task is not disturbed."""
-    group = of_pool(pool)
     leader, other = group.pair()
     keep_busy(group, other)
     leader.send(signal.SIGQUIT)
@@ -105,9 +95,8 @@ def test_next_worker_leads_when_the_leader_gets_quit(pool: str, of_pool: Callabl
 
 
 @pytest.mark.parametrize("pool", KINDS)
-def test_shutdown_waits_for_nothing_with_pgleader(pool: str, of_pool: Callable[[str], Workers]) -> None:
+def test_shutdown_waits_for_nothing_with_pgleader(group: Workers) -> None:
     """Neither the leader's nor its follower's, beside workers that take no part and end at the same time."""
-    group = of_pool(pool)
     # What waited would wait as long.
     group.environment["PGLEADER_TTL"] = group.environment["PGLEADER_DRAIN_TIMEOUT"] = str(5 * PATIENCE)
     plain = group.start_all(["plain0", "plain1"], pgleader=False)
@@ -125,8 +114,7 @@ def test_lead_stays_while_the_broker_restarts(
     pool: str, tmp_path: Path, database: str, own_valkey: EmbeddedValkey
 ) -> None:
     """Tasks in progress come to their end, and ticks and leader-only tasks go on."""
-    group = Workers(tmp_path, database, own_valkey.url, pool)
-    try:
+    with Workers(tmp_path, database, own_valkey.url, pool) as group:
         leader, other = group.pair()
         for worker in (leader, other):
             keep_busy(group, worker)
@@ -140,16 +128,11 @@ def test_lead_stays_while_the_broker_restarts(
         assert group.await_fact("ended", key="after")["node"] == leader.node
         assert len(group.facts("gained")) == 1
         assert not group.facts("lost")
-    finally:
-        group.end()
 
 
 @pytest.mark.parametrize("pool", KINDS)
-def test_leader_that_gets_term_leads_until_its_leader_only_task_has_ended(
-    pool: str, of_pool: Callable[[str], Workers]
-) -> None:
+def test_leader_that_gets_term_leads_until_its_leader_only_task_has_ended(group: Workers) -> None:
     """And ticks all the while."""
-    group = of_pool(pool)
     leader, other = group.pair()
     group.send("lead", "held", "gate")
     group.await_fact("began", key="held", node=leader.node)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ SLOTS = (
 @pytest.fixture
 def timetable(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]:
     """Make workers that run a schedule."""
-    groups: list[Workers] = []
+    stack = ExitStack()
 
     def make(
         broker: str,
@@ -38,14 +39,12 @@ def timetable(tmp_path: Path, database: str) -> Iterator[Callable[..., Workers]]
         pool: str = "threads",
         **settings: Any,
     ) -> Workers:
-        group = Workers(tmp_path, database, broker, pool)
+        group = stack.enter_context(Workers(tmp_path, database, broker, pool))
         group.plan(entries, policies, **settings)
-        groups.append(group)
         return group
 
-    yield make
-    for group in groups:
-        group.end()
+    with stack:
+        yield make
 
 
 def slots(group: Workers, entry: str) -> list[tuple[Any, ...]]:

@@ -28,17 +28,15 @@ select 1 from pg_stat_activity where starts_with(application_name, 'pgleader lis
 @pytest.fixture
 def on_valkey(tmp_path: Path, database: str, valkey: str) -> Iterator[Workers]:
     """Give workers on Valkey, where the broker makes no difference."""
-    workers = Workers(tmp_path, database, valkey)
-    yield workers
-    workers.end()
+    with Workers(tmp_path, database, valkey) as workers:
+        yield workers
 
 
 @pytest.fixture
 def without_servers(tmp_path: Path) -> Iterator[Workers]:
     """Give workers that do not get as far as to need a server."""
-    workers = Workers(tmp_path, "postgresql://nobody@127.0.0.1:1/nothing", "memory://")
-    yield workers
-    workers.end()
+    with Workers(tmp_path, "postgresql://nobody@127.0.0.1:1/nothing", "memory://") as workers:
+        yield workers
 
 
 @pytest.mark.parametrize("broker", ["valkey", "rabbitmq"])
@@ -46,8 +44,7 @@ def test_schedule_tasks_and_notifications_follow_the_lead(
     broker: str, request: pytest.FixtureRequest, tmp_path: Path, database: str
 ) -> None:
     """Three workers, three leaders, one after the other; started as users start them."""
-    group = Workers(tmp_path, database, request.getfixturevalue(broker))
-    try:
+    with Workers(tmp_path, database, request.getfixturevalue(broker)) as group:
         group.start_all("abc", quick=False)
         group.await_successors(2)
         for number in range(3):
@@ -72,8 +69,6 @@ def test_schedule_tasks_and_notifications_follow_the_lead(
         terms = [fact["term"] for fact in group.facts("gained")]
         assert terms == sorted(set(terms))
         assert len(terms) == 3
-    finally:
-        group.end()
 
 
 def test_next_worker_leads_when_the_leader_loses_its_session(on_valkey: Workers) -> None:
@@ -105,10 +100,9 @@ def test_beat_that_sleeps_stops_when_the_lead_is_lost(on_valkey: Workers) -> Non
 def test_worker_works_while_its_database_is_away(tmp_path: Path, valkey: str, own_postgres: EmbeddedPostgres) -> None:
     """It starts, works and ends as ever; once the database is there it leads."""
     own_postgres.stop()
-    group = Workers(tmp_path, own_postgres.url(), valkey)
-    # What waited for Postgres would wait as long.
-    group.environment["PGLEADER_TTL"] = group.environment["PGLEADER_DRAIN_TIMEOUT"] = str(5 * PATIENCE)
-    try:
+    with Workers(tmp_path, own_postgres.url(), valkey) as group:
+        # What waited for Postgres would wait as long.
+        group.environment["PGLEADER_TTL"] = group.environment["PGLEADER_DRAIN_TIMEOUT"] = str(5 * PATIENCE)
         worker = group.start("a")
         group.send("slow", 0)
         group.await_fact("slow ended")
@@ -122,8 +116,6 @@ def test_worker_works_while_its_database_is_away(tmp_path: Path, valkey: str, ow
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0
         assert not worker.has_logged("Traceback")
-    finally:
-        group.end()
 
 
 def test_help_of_the_worker_has_a_heading_for_our_options(without_servers: Workers) -> None:

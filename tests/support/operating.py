@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from tests.support.workers import APP, PATIENCE, Workers
@@ -87,15 +85,6 @@ class Operator:
         result = self.run(*arguments, "--json", **environment)
         assert result.returncode == code, result
         return json.loads(result.stdout)
-
-
-@contextmanager
-def operating(workers: Workers) -> Iterator[Operator]:
-    """Give an operator of workers, and leave no process behind."""
-    try:
-        yield Operator(workers)
-    finally:
-        workers.end()
 
 
 def check_looks(text: str) -> None:

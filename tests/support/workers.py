@@ -213,7 +213,11 @@ class Workers:
         """Send a leader-only task to its queue, likewise."""
         return self.send(task, *args, queue=queue_name(self.election), **options)
 
-    def end(self) -> None:
+    def __enter__(self) -> Workers:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leave no process behind; a failed test shows how each fared."""
         for worker in (*self._gone, *self.workers):
             print(worker)
