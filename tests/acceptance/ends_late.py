@@ -13,21 +13,11 @@ from typing import Any
 
 from celery import bootsteps
 
-from tests.acceptance.leading import app
-from tests.acceptance.proj import tell
+from tests.acceptance.proj import app
 from tests.support.eventually import eventually
 
 LATE = "late"
 FACTS = Path(os.environ["PROJ_FACTS"])
-RELEASE = FACTS.with_name("release")
-
-
-@app.task(name="ends_late.hold", acks_late=True)
-def hold() -> None:
-    """Keep a worker from ending until the test says so."""
-    tell("held")
-    # For longer than any test waits.
-    eventually(RELEASE.exists, timeout=600)
 
 
 class ShutDownInBetween(bootsteps.StartStopStep):
