@@ -110,6 +110,11 @@ class Pair:
         real, self.future = self.future.result(PATIENCE), None
         return _plain(real, name_of), _plain(self._result, name_of)
 
+    def begin(self) -> None:
+        """Begin a transaction that goes beyond a statement, in both."""
+        self.real.execute("begin")
+        self.in_transaction = True
+
     def end(self, *, commit: bool) -> None:
         """End the transaction in both."""
         self.in_transaction = False
@@ -158,9 +163,9 @@ class Both:
         """Have the first session gain a term, so that there is one to write for."""
         for name in ("TAKE_PLACE", "AWAIT_LOCK", "MINT_TERM"):
             first = {"place": place_key(CONFIG, 1), "term": 1, "may_lead": True, "entries": None}
-            self._start(self.pairs[0], name, first)
+            self.execute(self.pairs[0], name, first)
 
-    def _start(self, pair: Pair, name: str, given: dict[str, Any]) -> None:
+    def execute(self, pair: Pair, name: str, given: dict[str, Any]) -> None:
         operation = OPERATIONS[name]
         drawn = {**_parameters(self, pair), **operation.parameters(self.random), **given}
         query = operation.query
@@ -173,6 +178,16 @@ class Both:
         used = {name: value for name, value in drawn.items() if f"%({name})s" in text}
         self.log.append(f"{pair.number}: {name} {used}")
         pair.start(query, used)
+        self._compare()
+
+    def contend(self, first: str, second: str, given: dict[str, Any]) -> None:
+        """Have a session wait for another that has written to the same row, and go on when that is committed."""
+        one, other = self.pairs[:2]
+        one.begin()
+        self.execute(one, first, given)
+        self.execute(other, second, given)
+        assert other.waits, "\n".join(self.log)
+        one.end(commit=True)
         self._compare()
 
     def step(self) -> None:
@@ -191,10 +206,9 @@ class Both:
         else:
             name = random.choice([name for name in DRAWN if not (pair.in_transaction and OPERATIONS[name].alone)])
             if not pair.in_transaction and not OPERATIONS[name].alone and random.random() < 0.3:
-                pair.real.execute("begin")
-                pair.in_transaction = True
+                pair.begin()
                 self.log.append(f"{pair.number}: begin")
-            self._start(pair, name, {})
+            self.execute(pair, name, {})
             return
         self._compare()
 
@@ -402,14 +416,45 @@ OPERATIONS = {
 DRAWN = [name for name, operation in OPERATIONS.items() for _ in range(operation.weight)]
 
 
+# Pairs of statements of which the second finds another row than it saw, when it has waited for the first.
+CONTENDING = [
+    *(("CLAIM", "CLAIM"), ("CLAIM", "RETIRE"), ("RETIRE", "CLAIM"), ("RETIRE", "RETIRE"), ("REGISTER", "CLAIM")),
+    *(("SETTLE", "SETTLE"), ("SETTLE", "SKIP"), ("SKIP", "SETTLE"), ("SKIP", "SKIP")),
+    *(("FINISH", "FINISH"), ("DISPATCHED", "DISPATCHED"), ("DISPATCHED", "BURY"), ("BURY", "TRIED"), ("TRIED", "BURY")),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), CONTENDING)
+def test_both_look_again_at_a_row_that_they_have_waited_for(database: str, first: str, second: str) -> None:
+    """As READ COMMITTED has it; drawn sequences rarely come to it."""
+    slot = NOON + timedelta(hours=1)
+    given = {"term": 1, "entries": ["one"], "entry": "one", "slot": slot, "slots": [slot], "sinces": [NOON]}
+    given |= {"tasks": ["task"], "schedules": ["every hour"], "anchors": [NOON], "next_slots": [None]}
+    given |= {name: [slot] for name in ("oldest", "newest", "nexts", "row_slots", "row_throughs")}
+    given |= {"runs": [1], "paused": [False], "row_entries": ["one"], "row_counts": [1], "row_states": ["claimed"]}
+    given |= {"row_reasons": [None], "row_task_ids": [UUID(int=7)], "states": ["expired"], "reasons": ["late"]}
+    given |= {"channel": "orders", "id": 1, "ids": [1], "task_id": UUID(int=1)}
+    with ExitStack() as stack:
+        both = _begin(database, 0, stack)
+        for name in ("REGISTER", "NOTIFY", *(["CLAIM"] if {first, second} <= {"SETTLE", "SKIP"} else [])):
+            both.execute(both.pairs[0], name, given)
+        both.contend(first, second, given)
+        both.compare_all()
+
+
+def _begin(database: str, seed: int, stack: ExitStack) -> Both:
+    with open_session(database, "pgleader test", unresponsive_after=5) as session:
+        Schema(session).ensure()
+    both = Both(database, seed, stack)
+    both.elect()
+    return both
+
+
 @pytest.mark.parametrize("seed", range(SEQUENCES))
 def test_both_agree(database: str, seed: int) -> None:
     """In every result, in who waits for whom, and in what is there at the end."""
-    with open_session(database, "pgleader test", unresponsive_after=5) as session:
-        Schema(session).ensure()
     with ExitStack() as stack:
-        both = Both(database, seed, stack)
-        both.elect()
+        both = _begin(database, seed, stack)
         for _ in range(LENGTH):
             both.step()
         both.compare_all()
