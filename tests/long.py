@@ -90,7 +90,7 @@ def marked(*options: str) -> Part:
 def environment(name: str, *options: str) -> Part:
     """Return an environment of tox, with packages of its own."""
     if name == "pg":
-        options = ("--pg-bin", str(min(SYSTEMS_POSTGRES.glob("*/bin"))), *options)
+        options = ("--pg-bin", str(min(SYSTEMS_POSTGRES.glob("*/bin"), default=SYSTEMS_POSTGRES)), *options)
     return Part(f"tox run -e {name}", ("-m", "tox", "run", "-e", name, *(["--", *options] if options else [])))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.long import ENVIRONMENTS, THIRDS, share
+from tests.support.brokers import BROKERS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,11 +31,24 @@ def test_unit_files_mirror_modules() -> None:
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:
-    """To the letter; the demo for a time of its own, since the tests' environment is there by then."""
+    """To the letter; the demo is one of the environments that take turns there."""
     tests = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
-    demo = ".venv/bin/tox run -e demo"
     commands = re.findall(r"^```sh\n(python3 .*)\n```$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert commands == [f"{tests} -e demo", tests]
     steps = (ROOT / ".ci" / "run").read_text().splitlines()
     assert f"{tests} || exit" in steps
-    assert f"{demo} -- --seconds 20" in steps
+    assert ".venv/bin/tox run -e long -- --share" in steps
+    assert "demo" in ENVIRONMENTS
+
+
+def test_a_few_shares_of_the_long_tests_have_all_of_them() -> None:
+    """Each part of the whole that can be divided, whichever seeds come in a row."""
+    seeds = range(1_000, 1_000 + 2 * len(ENVIRONMENTS) * THIRDS)
+    names = {part.name for seed in seeds for part in share(seed)}
+    for name in ENVIRONMENTS:
+        assert any(f"tox run -e {name}" in other for other in names)
+    for broker in BROKERS:
+        assert any(f"chaos: mixed on {broker}" in other for other in names)
+    for third in range(1, THIRDS + 1):
+        assert any(other.startswith("planted bugs") and f"{third}/{THIRDS}" in other for other in names)
+        assert any(other.startswith("tests marked long") and f"{third}/{THIRDS}" in other for other in names)

@@ -105,3 +105,56 @@ def test_settle_waits_until_nobody_acts(leadership: Leadership) -> None:
     with leadership.acting():
         assert not leadership.settle(0)
     assert leadership.settle(0)
+
+
+class Leader:
+    """A node that leads for the first term, and its clock."""
+
+    def __init__(self) -> None:
+        """Begin the term."""
+        self.now = 0.0
+        self.quiet = True
+        self.leadership = Leadership(lambda: self.now)
+        self.leadership.gain(FIRST, 5.0, "elected", lambda: self.quiet)
+
+
+def test_lock_is_held_while_the_term_is_trusted() -> None:
+    """That term's, and no other's."""
+    leader = Leader()
+    assert leader.leadership.holds(FIRST)
+    assert not leader.leadership.holds(SECOND)
+    leader.now = 5.0
+    assert not leader.leadership.holds(FIRST)
+
+
+def test_lock_is_held_until_those_who_act_have_ended() -> None:
+    """If the term was ended by choice; nobody may begin anything by it."""
+    leadership = Leader().leadership
+    leadership.lose(FIRST, "resigned", by_choice=True)
+    assert leadership.holds(FIRST)
+    assert not leadership.trusted(FIRST)
+    leadership.settle(0)
+    assert not leadership.holds(FIRST)
+
+
+def test_lock_is_held_no_longer_than_the_server_keeps_it() -> None:
+    """It frees the lock of a session that is not renewed, or that it has ended."""
+    leader = Leader()
+    leader.leadership.lose(FIRST, "resigned", by_choice=True)
+    leader.quiet = False
+    assert not leader.leadership.holds(FIRST)
+    leader.quiet = True
+    assert leader.leadership.holds(FIRST)
+    leader.now = 5.0
+    assert not leader.leadership.holds(FIRST)
+
+
+def test_lock_that_was_lost_is_not_held() -> None:
+    """Nor is that of a term before the present one."""
+    leadership = Leader().leadership
+    leadership.lose(FIRST, "lost")
+    assert not leadership.holds(FIRST)
+    leadership.gain(FIRST, 5.0, "elected")
+    leadership.lose(FIRST, "resigned", by_choice=True)
+    leadership.gain(SECOND, 5.0, "elected")
+    assert not leadership.holds(FIRST)
