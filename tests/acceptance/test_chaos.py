@@ -16,6 +16,7 @@ from tests.chaos.scenarios import SCENARIOS
 WORKERS, SECONDS = 3, 20.0
 
 
+@pytest.mark.long
 # Most of it is the time that Redis and kombu take, if it comes to that, to give back what a dead worker had.
 @pytest.mark.timeout(400)
 def test_every_promise_is_kept(tmp_path: Path) -> None:

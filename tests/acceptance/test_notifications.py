@@ -52,7 +52,7 @@ def test_none_is_lost_or_run_twice_on_valkey(
     check_chaos(own_postgres, own_valkey, tmp_path)
 
 
-@pytest.mark.xdist_group("rabbitmq")
+@pytest.mark.long
 def test_none_is_lost_or_run_twice_on_rabbitmq(
     tmp_path: Path, own_postgres: EmbeddedPostgres, shared_rabbitmq: RabbitMQ
 ) -> None:
