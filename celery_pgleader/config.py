@@ -179,9 +179,11 @@ def _django_database_url(alias: str | None) -> str:
     from psycopg import ProgrammingError  # noqa: PLC0415 - psycopg only where it is used
     from psycopg.conninfo import make_conninfo  # noqa: PLC0415 - psycopg only where it is used
 
-    if alias is not None and alias not in connections.settings:
-        known = ", ".join(connections.settings)
-        raise refused("pgleader_django_database", alias, f"must be the alias of a database in DATABASES ({known})")
+    # A list, since what is given need not be hashable.
+    known = list(connections.settings)
+    if alias is not None and alias not in known:
+        rule = f"must be the alias of a database in DATABASES ({', '.join(known)})"
+        raise refused("pgleader_django_database", alias, rule)
     connection = connections[alias or DEFAULT_DB_ALIAS]
     if connection.vendor != "postgresql":
         if alias is not None:

@@ -116,6 +116,7 @@ CELERY_PGLEADER_DJANGO_DATABASE = "ledger"
         ("ledgr", "pgleader_django_database = 'ledgr': must be the alias of a database in DATABASES (default, other)"),
         ("other", "pgleader_django_database = 'other': must be a Postgres database, not sqlite"),
         (7, "pgleader_django_database = 7: must be the alias of a database in DATABASES (default, other)"),
+        ([], "pgleader_django_database = []: must be the alias of a database in DATABASES (default, other)"),
     ],
 )
 def test_unsuitable_database_is_refused(tmp_path: Path, alias: object, message: str) -> None:
