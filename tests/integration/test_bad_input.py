@@ -127,8 +127,8 @@ def test_any_database_url_connects_or_raises_an_expected_error(
         Config(database_url=url)
     except (psycopg.ProgrammingError, UnicodeEncodeError, ConfigurationError):
         return
-    with contextlib.suppress(Error, OSError):
-        open_session(url, "test", unresponsive_after=5).close()
+    with contextlib.suppress(Error, OSError), open_session(url, "test", unresponsive_after=5) as session:
+        assert session.execute("select 1").fetchall() == [(1,)]
 
 
 def test_elector_outlives_a_host_that_cannot_be_looked_up(caplog: pytest.LogCaptureFixture) -> None:

@@ -112,7 +112,7 @@ def test_sql_on_pages_runs(block: Block, shop: str) -> None:
     # No session has this number.
     code = code.replace("pg_terminate_backend(6690)", "pg_terminate_backend(0)")
     with psycopg.connect(shop, autocommit=True) as connection:
-        connection.execute(code.encode())
+        assert connection.execute(code.encode()).statusmessage
 
 
 def test_named_blocks_belong_to_tests_of_their_pages() -> None:

@@ -1009,7 +1009,8 @@ def test_restarted_elector_connects_again() -> None:
         elector.start()
         first_attempt.close()
         try:
-            second_attempt, _ = deaf.accept()
+            second_attempt, (host, _) = deaf.accept()
+            assert host == "127.0.0.1"
             second_attempt.close()
         finally:
             elector.stop()

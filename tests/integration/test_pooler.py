@@ -121,13 +121,15 @@ def test_busy_pooler_in_session_mode_is_not_refused(
     url = pooler("session").in_front_of(database)
     busy(url, 4)
     for _ in range(20):
-        open_session(url, "test", unresponsive_after=5).close()
+        with open_session(url, "test", unresponsive_after=5) as session:
+            assert session.execute("select 1").fetchall() == [(1,)]
 
 
 def test_pool_of_one_session_is_not_refused(pooler: Pooler, database: str) -> None:
     """What cannot be told is not held against it."""
     url = pooler("session", 1).in_front_of(database)
-    open_session(url, "test", unresponsive_after=5).close()
+    with open_session(url, "test", unresponsive_after=5) as session:
+        assert session.execute("select 1").fetchall() == [(1,)]
 
 
 def test_refused_session_changes_nothing_for_others(pooler: Pooler, database: str) -> None:

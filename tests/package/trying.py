@@ -41,7 +41,7 @@ def test_every_entry_point_is_there() -> None:
     """What Celery and pytest look for."""
     for group in ("celery.commands", "celery.beat_schedulers", "pytest11"):
         (point,) = (point for point in entry_points(group=group) if point.name == "pgleader")
-        point.load()
+        assert point.load() is not None
 
 
 def test_the_command_line(tmp_path: Path) -> None:
