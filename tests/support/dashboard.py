@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -62,6 +63,9 @@ def serving(app: str, environment: Mapping[str, str], folder: Path, *options: st
     dashboard = Dashboard(app, environment, folder, *options)
     try:
         yield dashboard
+        # In good order, as an init system would.
+        dashboard.send(signal.SIGTERM)
+        dashboard.await_end()
         assert "Traceback" not in dashboard.logged(), dashboard.logged()
     finally:
         dashboard.end()
