@@ -16,10 +16,10 @@ from pathlib import Path
 from tests.chaos.scenarios import POOLS, SCHEDULERS
 from tests.support.brokers import BROKERS
 
-# One for each of two cores; parts wait for servers and processes much of their time.
-LANES = 2
-# A share has this part of what can be divided, so that a few runs have all of it.
-THIRDS = 3
+# On two cores, since parts wait for servers and processes much of their time.
+LANES = 3
+# A share has one of so many parts of these, so that a few runs have all of them.
+OF_PLANTED, OF_MARKED, OF_PG = 3, 5, 3
 HISTORIES, SHARED_HISTORIES = 10_000, 3_000
 SYSTEMS_POSTGRES = Path("/usr/lib/postgresql")
 ENVIRONMENTS = ("pg", "celery-suite", "package", "demo")
@@ -59,13 +59,20 @@ def whole() -> Iterator[Part]:
 
 def share(seed: int) -> Iterator[Part]:
     """Give a part of each kind, chosen by a seed; the longest first."""
-    third = f"{seed % THIRDS + 1}/{THIRDS}"
     yield chaos(BROKERS[seed % len(BROKERS)], "mixed", "--seed", str(seed))
-    yield Part(f"planted bugs, {third}", ("-m", "tests.simulation", "--plant-share", str(THIRDS), "--seed", str(seed)))
+    yield Part(
+        f"planted bugs, {one_of(OF_PLANTED, seed)}",
+        ("-m", "tests.simulation", "--plant-share", str(OF_PLANTED), "--seed", str(seed)),
+    )
+    yield marked("--share", one_of(OF_MARKED, seed))
     name = ENVIRONMENTS[seed // len(BROKERS) % len(ENVIRONMENTS)]
-    yield environment(name, *(["--share", third] if name == "pg" else []))
-    yield marked("--share", third)
+    yield environment(name, *(["--share", one_of(OF_PG, seed)] if name == "pg" else []))
     yield histories(SHARED_HISTORIES, seed * SHARED_HISTORIES)
+
+
+def one_of(number: int, seed: int) -> str:
+    """Return which of so many parts a seed stands for, as pytest's `--share` has it."""
+    return f"{seed % number + 1}/{number}"
 
 
 def chaos(broker: str, scenario: str, *options: str) -> Part:
@@ -83,8 +90,11 @@ def histories(number: int, seed: int) -> Part:
 
 
 def marked(*options: str) -> Part:
-    """Return the tests that are marked as long."""
-    return Part(" ".join(["tests marked long", *options]), ("-m", "pytest", "-m", "long", *options))
+    """Return the tests that are marked as long; the simulation's commands are parts of their own."""
+    return Part(
+        " ".join(["tests marked long", *options]),
+        ("-m", "pytest", "-m", "long", "--ignore", "tests/simulation", "--durations", "20", *options),
+    )
 
 
 def environment(name: str, *options: str) -> Part:
