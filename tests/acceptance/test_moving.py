@@ -74,6 +74,7 @@ def test_from_b(site: Site) -> None:
     site.check_runs(before)
 
 
+@pytest.mark.long
 def test_from_celery_beat(site: Site) -> None:
     """While the beat goes on the leader is paused; then the beat ends, and the leader begins."""
     shared = named_blocks(GUIDES / "from-b.md")
@@ -99,6 +100,7 @@ def test_from_celery_beat(site: Site) -> None:
     site.check_runs(before)
 
 
+@pytest.mark.long
 def test_from_redbeat(site: Site) -> None:
     """RedBeat goes on to hold the schedule, and does not send it."""
     shared = named_blocks(GUIDES / "from-b.md")
@@ -120,6 +122,7 @@ def test_from_redbeat(site: Site) -> None:
     site.check_runs(before)
 
 
+@pytest.mark.long
 def test_from_django_celery_beat(site: Site, valkey: str) -> None:
     """The schedule stays in Django's database, and the leader goes on where the beat has ended."""
     project = DjangoProject(site.folder, site.database, valkey, 'INSTALLED_APPS += ["django_celery_beat"]')
