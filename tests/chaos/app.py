@@ -15,7 +15,8 @@ from typing import Any
 import time_machine
 from celery import Celery, bootsteps
 from celery.schedules import crontab
-from celery.signals import task_failure, task_received
+from celery.signals import task_failure, task_received, worker_init
+from celery.worker.request import Request
 
 from celery_pgleader import current_leadership, current_slot
 from celery_pgleader.election import Change, Leadership
@@ -179,6 +180,19 @@ def on_received(request: Any, **_: Any) -> None:
     about = {"entry": slot["entry"], "slot": slot["at"]} if slot else _name(request.args[0])
     redelivered = bool(request.delivery_info["redelivered"])
     tell("received", id=request.id, task=request.name, node=request.hostname, redelivered=redelivered, **about)
+
+
+@worker_init.connect
+def on_init(**_: Any) -> None:
+    """Have each acknowledgement of a leader-only run told, which on a busy machine may come long after its end."""
+    acknowledge = Request.acknowledge
+
+    def acknowledge_and_tell(request: Any) -> None:
+        acknowledge(request)
+        if request.name == "chaos.lead":
+            tell("acknowledged", id=request.id, node=request.hostname)
+
+    setattr(Request, "acknowledge", acknowledge_and_tell)  # noqa: B010 - the checker of types would not have it
 
 
 @task_failure.connect

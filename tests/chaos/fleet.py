@@ -72,6 +72,8 @@ def gathered(
             connection.execute(f"create database {dbname}_store".encode())
     environment = {
         **os.environ,
+        # A killed worker leaves temporary files behind; here they go with the folder.
+        "TMPDIR": str(folder),
         "CHAOS_SCENARIO": json.dumps(dataclasses.asdict(scenario)),
         "CHAOS_HISTORY": str(folder / "history"),
         "CHAOS_DATABASE": database,

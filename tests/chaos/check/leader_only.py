@@ -8,9 +8,8 @@ from tests.chaos.check.story import PARTITIONS, Run, Story, about, lost
 TASK = "chaos.lead"
 # Between the question whether this node leads and the first line of the task.
 BEGUN_WITHIN = 0.25
-# A run is acknowledged a moment after its end; a worker that dies in between takes that along. With the solo pool
-# acknowledgements wait for the runs of all messages that came together.
-ACKNOWLEDGED_WITHIN, ACKNOWLEDGED_WITHIN_SOLO = 1.0, 5.0
+# Between the worker's acknowledgement and the moment at which the broker has it.
+ACKNOWLEDGED_WITHIN = 1.0
 # The reason that a leader gives which stood still for longer than its ttl, though nobody had stopped it.
 LATE = "no renewal within the trust window"
 
@@ -85,7 +84,8 @@ def _ways_to_repeat(story: Story, before: Run) -> dict[str, bool]:
         f for f in story.of("received") if f["task"] == TASK and about(f) == before.about and f["at"] <= before.began
     ]
     since = came[-1]["at"] if came else before.began
-    until = before.ended + (ACKNOWLEDGED_WITHIN_SOLO if story.run.get("pool") == "solo" else ACKNOWLEDGED_WITHIN)
+    acknowledged = [f["at"] for f in story.of("acknowledged") if (f["id"], f["node"]) == (before.id, before.node)]
+    until = min((at for at in acknowledged if at >= before.began), default=float("inf")) + ACKNOWLEDGED_WITHIN
     return {
         "the worker died": not before.done,
         "an acknowledgement was lost": story.harmed(since, until, {"broker-restart"})
