@@ -64,6 +64,8 @@ class RabbitMQ(Server):
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             # Commands, too, would start one as a daemon, which stays.
             "ERL_ZFLAGS": "-start_epmd false",
+            # One would be written wherever the program runs.
+            "ERL_CRASH_DUMP_BYTES": "0",
         }
         self._mapper: subprocess.Popen[bytes] | None = None
 
